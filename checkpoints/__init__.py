@@ -1,0 +1,1 @@
+"""Released weights, shipped as the package `hybridflow.checkpoints`; the model card is README.md."""

@@ -1,0 +1,1 @@
+"""Measuring codecs on real files. Run from the repository: `python -m eval.evaluate --help`."""

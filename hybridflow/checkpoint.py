@@ -1,0 +1,104 @@
+"""Weights on disk: safetensors only, keyed by part ("pixel_decoder.head.1.weight")."""
+
+import hashlib
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from hybridflow.errors import CheckpointError
+from hybridflow.model import HybridFlow, Preset
+
+TRAINING_ONLY = ("codebook.average_", "codebook.started")
+DETERMINES_BITS = (
+    "codebook.",
+    "index_prior.",
+    "continuous.hyper_synthesis.",
+    "continuous.context.",
+    "continuous.log_inverse_gain.",
+    "continuous.z_counts",
+    "continuous.scale_counts",
+)
+
+
+def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of a safetensors file.
+
+    Raises:
+        CheckpointError: the file cannot be read.
+    """
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path}: cannot be read as safetensors ({error}): name a checkpoint file") from None
+
+
+def load_parts(path: str | Path, *owners: nn.Module) -> None:
+    """Load whichever parts of the owners the file holds, each part whole.
+
+    Raises:
+        CheckpointError: a part's weights do not fit, or the file holds none of the parts.
+    """
+    weights, _ = read_weights(path)
+    found = False
+    for owner in owners:
+        for name, part in owner.named_children():
+            prefix = name + "."
+            own = {k[len(prefix) :]: v for k, v in weights.items() if k.startswith(prefix)}
+            if not own:
+                continue
+            found = True
+            try:
+                part.load_state_dict(own)
+            except RuntimeError as error:
+                raise CheckpointError(f"{path}: part {name} does not fit this preset ({error})") from None
+    if not found:
+        raise CheckpointError(f"{path}: holds no part of this model")
+
+
+def save_release(path: str | Path, model: HybridFlow, metadata: dict[str, str]) -> None:
+    """Write what encoding and decoding need, in half precision, tables as integers.
+
+    Args:
+        metadata: shown to users and read by `Codec`; sizes of the preset are added.
+    """
+    weights = {}
+    for key, value in model.state_dict().items():
+        if not key.startswith(TRAINING_ONLY):
+            weights[key] = (value.half() if value.is_floating_point() else value).contiguous()
+    save_file(weights, path, metadata | {"preset": json.dumps(asdict(model.preset))})
+
+
+def load_release(path: str | Path) -> tuple[HybridFlow, dict[str, str]]:
+    """The model of a file that `save_release` wrote, in float32, and its metadata.
+
+    Raises:
+        CheckpointError: the file cannot be read or is no release of this model.
+    """
+    weights, metadata = read_weights(path)
+    try:
+        sizes = json.loads(metadata["preset"])
+        preset = Preset(**{name: tuple(v) if isinstance(v, list) else v for name, v in sizes.items()})
+        model = HybridFlow(preset)
+        own = {key: value for key, value in model.state_dict().items() if key.startswith(TRAINING_ONLY)}
+        model.load_state_dict(own | weights)
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise CheckpointError(f"{path}: not a HybridFlow release ({reason}): name one that export wrote") from None
+    return model, metadata
+
+
+def model_id(model: HybridFlow) -> bytes:
+    """Three bytes of a hash over all that determines bits: probability networks, tables, gains and codebook.
+
+    Better pixel decoders keep it, so old files stay readable.
+    """
+    digest = hashlib.sha256()
+    for key, value in sorted(model.state_dict().items()):
+        if key.startswith(DETERMINES_BITS) and not key.startswith(TRAINING_ONLY):
+            digest.update(key.encode() + value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.digest()[:3]

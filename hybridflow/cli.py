@@ -1,0 +1,403 @@
+"""The command line: ``hybridflow encode | decode | info | compare | train``.
+
+Every subcommand is a function ``run(args) -> exit code``. What fails is told in one line on standard error.
+"""
+
+import argparse
+import functools
+import json
+import os
+import sys
+import warnings
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+from PIL import Image
+from tqdm import tqdm
+
+from hybridflow.container import QUALITIES, unpack
+from hybridflow.errors import HybridFlowError
+from hybridflow.image_io import encode_image, read_image, refuse_overwrite, write_atomic, write_image
+from hybridflow.side_by_side import side_by_side
+
+STREAM = "-"  # stands for standard input or output
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command and return its exit code: 0, or 1 if anything failed (argparse leaves with 2 on wrong usage).
+
+    With HYBRIDFLOW_DEBUG=1 in the environment, errors are raised instead of told in one line.
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    args = _parser(with_training=argv[:1] == ["train"]).parse_args(argv)
+    try:
+        return args.run(args)
+    except KeyboardInterrupt:
+        return 130
+    except Exception as error:
+        _complain(error)
+        return 1
+
+
+# --- the commands ---------------------------------------------------------------------------------------------------
+
+
+def _encode(args: argparse.Namespace) -> int:
+    jobs = _plan(args, ".hf", Image.registered_extensions())
+    codec = _load(args)
+
+    def encode(source: str, target: str) -> None:
+        _refuse(target, args.force)
+        image = _read_picture(source, _read(source))
+        data = codec.encode(image, quality=args.quality, schedule=args.schedule, bpp=args.bpp, max_bytes=args.bytes)
+        _write(target, data, args.force)
+        header, _ = unpack(data)
+        rate = f"{len(data)} bytes, {_bpp(data, image):.4f} bpp"
+        _say(target, f"{target}: {rate}, quality {header.quality}, schedule {header.schedule}")
+
+    return _each(jobs, encode)
+
+
+def _decode(args: argparse.Namespace) -> int:
+    jobs = _plan(args, ".png", {".hf"})
+    codec = _load(args)
+
+    def decode(source: str, target: str) -> None:
+        _refuse(target, args.force)
+        image = codec.decode(_read(source), preview=args.preview, salvage=args.salvage)
+        _write(target, encode_image(image, ".png" if target == STREAM else Path(target).suffix), args.force)
+        _say(target, f"{target}: {image.width} x {image.height}")
+
+    return _each(jobs, decode)
+
+
+def _info(args: argparse.Namespace) -> int:
+    codec = functools.cache(lambda: _load(args))
+
+    def info(source: str) -> None:
+        data = _read(source)
+        unpack(data)  # tells what is wrong with a file before any model is loaded
+        facts = {"name": source, **codec().info(data)}
+        _say(source, json.dumps(facts) if args.json else _table(facts, codec().name))
+
+    return _each([(source,) for source in _expand(args, {".hf"})], info)
+
+
+def _compare(args: argparse.Namespace) -> int:
+    if args.output:
+        refuse_overwrite(args.output, force=args.force)
+
+    def read(source: str) -> tuple[Image.Image, bytes]:
+        data = _read(source)
+        if source.endswith(".hf") or data.startswith(b"H\xf1"):
+            return _load(args).decode(data), data
+        return _read_picture(source, data), data
+
+    (original, _), (decoded, data) = _named(args.original, read), _named(args.decoded, read)
+
+    from hybridflow.metrics import lpips, psnr
+
+    distance = f"PSNR {psnr(original, decoded):.2f} dB, LPIPS {lpips(original, decoded):.4f}"
+    figures = f"{_bpp(data, decoded):.4f} bpp, {distance}"
+    if args.output:
+        picture = side_by_side([original, decoded], ["original", figures])
+        write_image(picture, args.output, force=args.force)
+    print(f"{args.decoded}: {len(data)} bytes, {figures}")
+    return 0
+
+
+# --- what they share ------------------------------------------------------------------------------------------------
+
+
+def _load(args: argparse.Namespace):
+    import hybridflow
+
+    return hybridflow.load(Path(args.checkpoint) if args.checkpoint else args.preset, device=args.device)
+
+
+def _expand(args: argparse.Namespace, suffixes) -> list[str]:
+    """The inputs, every folder replaced by the files in it whose suffix is one of those."""
+    if STREAM in args.inputs and len(args.inputs) > 1:
+        args.usage_error("- (standard input) must be the only input")
+    sources = []
+    for name in args.inputs:
+        if not Path(name).is_dir():
+            sources.append(name)
+            continue
+        inside = sorted(str(path) for path in Path(name).iterdir() if path.suffix.lower() in suffixes)
+        if not inside:
+            raise HybridFlowError(f"there is nothing to {args.command} in the folder {name}: give another, or files")
+        sources += inside
+    return sources
+
+
+def _plan(args: argparse.Namespace, suffix: str, suffixes) -> list[tuple[str, str]]:
+    """(input, output) of every file: beside the input unless -o names a file, a folder or the standard output."""
+    sources = _expand(args, suffixes)
+    if args.inputs == [STREAM] or args.output == STREAM:
+        if len(sources) > 1:
+            args.usage_error("-o - (standard output) takes one input only")
+        return [(sources[0], args.output or STREAM)]
+    many = len(sources) > 1 or Path(args.inputs[0]).is_dir()
+    if args.output is None:
+        targets = [str(Path(source).with_suffix(suffix)) for source in sources]
+    elif many or args.output.endswith(os.sep) or Path(args.output).is_dir():
+        if Path(args.output).is_file():
+            args.usage_error(f"{args.output} is a file: many files need a folder for -o")
+        Path(args.output).mkdir(parents=True, exist_ok=True)
+        targets = [str(Path(args.output) / Path(source).with_suffix(suffix).name) for source in sources]
+    else:
+        targets = [args.output]
+    target, times = Counter(targets).most_common(1)[0]
+    if times > 1:
+        raise HybridFlowError(f"{times} inputs would all become {target}: convert them one by one with -o")
+    return list(zip(sources, targets))
+
+
+def _each(jobs: list[tuple], action: Callable[..., None]) -> int:
+    """Do all jobs, whose first item names them; one that fails is told and the others go on. 1 if any failed."""
+    failed = 0
+    for job in tqdm(jobs, unit="file", disable=None if len(jobs) > 1 else True):
+        try:
+            action(*job)
+        except Exception as error:
+            _complain(error, job[0])
+            failed = 1
+    return failed
+
+
+def _read(source: str) -> bytes:
+    if source == STREAM:
+        return sys.stdin.buffer.read()
+    try:
+        return Path(source).read_bytes()
+    except OSError as error:
+        raise HybridFlowError(f"cannot be read ({error.strerror}): check the path") from None
+
+
+def _read_picture(source: str, data: bytes) -> Image.Image:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        image = read_image(data)
+    for warning in caught:
+        tqdm.write(f"hybridflow: warning: {source}: {warning.message}", file=sys.stderr)
+    return image
+
+
+def _named(source: str, read: Callable):
+    """read(source), with the source's name put before what goes wrong."""
+    try:
+        return read(source)
+    except HybridFlowError as error:
+        raise HybridFlowError(f"{source}: {error}") from error
+
+
+def _refuse(target: str, force: bool) -> None:
+    if target != STREAM:
+        refuse_overwrite(target, force=force)
+
+
+def _write(target: str, data: bytes, force: bool) -> None:
+    if target == STREAM:
+        sys.stdout.buffer.write(data)
+        sys.stdout.buffer.flush()
+    else:
+        write_atomic(target, data, force=force)
+
+
+def _say(target: str, line: str) -> None:
+    """Print a result; on standard error if standard output carries the data."""
+    tqdm.write(line, file=sys.stderr if target == STREAM else sys.stdout)
+
+
+def _complain(error: Exception, name: str = "") -> None:
+    if os.environ.get("HYBRIDFLOW_DEBUG") == "1":
+        raise error
+    line = (str(error) or type(error).__name__).splitlines()[0]
+    if not isinstance(error, HybridFlowError):
+        line = f"{type(error).__name__}: {line} (HYBRIDFLOW_DEBUG=1 shows where)"
+    tqdm.write(f"hybridflow: error: {name + ': ' if name else ''}{line}", file=sys.stderr)
+
+
+def _bpp(data: bytes, image: Image.Image) -> float:
+    return 8 * len(data) / (image.width * image.height)
+
+
+def _table(facts: dict, model: str) -> str:
+    """What `info` prints of one file for people."""
+    pixels = facts["width"] * facts["height"]
+    lines = [
+        facts["name"],
+        f"  size      {facts['width']} x {facts['height']}",
+        f"  quality   {facts['quality']}",
+        f"  schedule  {facts['schedule']}",
+        f"  model     {facts['model_id']} ({model})",
+        f"  {'section':<12}{'bytes':>10}{'bpp':>10}{'share':>9}",
+    ]
+    for name, size in [*facts["sections"].items(), ("file", facts["bytes"])]:
+        lines.append(f"  {name:<12}{size:>10.1f}{8 * size / pixels:>10.5f}{size / facts['bytes']:>9.1%}")
+    return "\n".join(lines)
+
+
+# --- the arguments --------------------------------------------------------------------------------------------------
+
+
+def _parser(with_training: bool) -> argparse.ArgumentParser:
+    parser = _formatted(
+        argparse.ArgumentParser(prog="hybridflow"),
+        "Compress photos to 0.01 - 0.08 bits per pixel: a 768 x 512 photo becomes 0.5 to 4 kB.",
+        """
+        hybridflow encode photo.jpg                 writes photo.hf
+        hybridflow decode photo.hf                  writes photo.png
+        hybridflow compare photo.jpg photo.hf -o side.png
+        hybridflow encode --help                    tells more; so for decode, info, compare, train
+        """,
+    )
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    _add_encode(commands)
+    _add_decode(commands)
+    _add_info(commands)
+    _add_compare(commands)
+    if with_training:  # imported only then, since encoding and decoding can do without it
+        from hybridflow.training.cli import add_parser
+
+        add_parser(commands)
+    else:
+        commands.add_parser("train", help="train a model")
+    return parser
+
+
+def _add_encode(commands) -> None:
+    parser = _formatted(
+        commands.add_parser("encode", help="images to .hf files"),
+        "Encode images, or all images of a folder, each to an .hf file beside it.",
+        """
+        hybridflow encode photo.jpg                 at the model's own quality and schedule
+        hybridflow encode photo.jpg --bpp 0.03      the best file of at most 0.03 bits per pixel
+        hybridflow encode photo.jpg --bytes 1000    the best file of at most 1000 bytes
+        hybridflow encode photo.jpg --quality 40 --schedule 1_4 -o small.hf
+        hybridflow encode holiday/ -o packed/       a whole folder
+        hybridflow encode - < photo.jpg > photo.hf
+        """,
+    )
+    _add_files(parser, "image files, folders of them, or - for standard input")
+    rate = parser.add_mutually_exclusive_group()
+    top = QUALITIES - 1
+    rate.add_argument("--quality", type=_quality, metavar="Q", help=f"0 (smallest file) to {top} (best picture)")
+    rate.add_argument("--bpp", type=_positive(float), metavar="B", help="the best file of at most B bits per pixel")
+    rate.add_argument("--bytes", type=_positive(int), metavar="N", help="the best file of at most N bytes")
+    parser.add_argument(
+        "--schedule",
+        type=_schedule,
+        metavar="S",
+        help="which codebook indices are sent, the rest being predicted: full, 1_4 (one of four), 1_9, none, or "
+        "dynamic (chosen region by region)",
+    )
+    _add_model(parser)
+    parser.set_defaults(run=_encode)
+
+
+def _add_decode(commands) -> None:
+    parser = _formatted(
+        commands.add_parser("decode", help=".hf files to images"),
+        "Decode .hf files, or all of a folder, each to a PNG beside it. The size is the original's.",
+        """
+        hybridflow decode photo.hf                  writes photo.png
+        hybridflow decode photo.hf -o photo.webp    another format, by its name
+        hybridflow decode packed/ -o unpacked/      a whole folder
+        hybridflow decode - < photo.hf > photo.png
+        """,
+    )
+    _add_files(parser, ".hf files, folders of them, or - for standard input")
+    cut = parser.add_mutually_exclusive_group()
+    cut.add_argument("--preview", action="store_true", help="the continuous stream only; takes a file cut after it")
+    cut.add_argument("--salvage", action="store_true", help="show what can be read of a cut or damaged file")
+    _add_model(parser)
+    parser.set_defaults(run=_decode)
+
+
+def _add_info(commands) -> None:
+    parser = _formatted(
+        commands.add_parser("info", help="what is in an .hf file"),
+        "Show size, quality, schedule and model of .hf files, and how many bytes every section takes.",
+        """
+        hybridflow info photo.hf
+        hybridflow info --json packed/              one JSON object a line and file
+        """,
+    )
+    parser.add_argument("inputs", nargs="+", metavar="FILE", help=".hf files, folders of them, or - for standard input")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    _add_model(parser)
+    parser.set_defaults(run=_info, usage_error=parser.error)
+
+
+def _add_compare(commands) -> None:
+    parser = _formatted(
+        commands.add_parser("compare", help="how far a decoded image is from its original"),
+        "Print the bits per pixel of a compressed file, and PSNR and LPIPS (AlexNet) of its picture to the original.",
+        """
+        hybridflow compare photo.jpg photo.hf
+        hybridflow compare photo.jpg photo.hf -o side.png
+        hybridflow compare photo.png photo.webp     any image file instead of an .hf
+        """,
+    )
+    parser.add_argument("original", metavar="ORIGINAL", help="the image that was encoded")
+    parser.add_argument("decoded", metavar="FILE", help="its .hf file, or any other image file")
+    parser.add_argument("-o", "--output", metavar="PNG", help="write both pictures side by side, with their figures")
+    parser.add_argument("--force", action="store_true", help="replace the output file if it exists")
+    _add_model(parser)
+    parser.set_defaults(run=_compare)
+
+
+def _add_files(parser: argparse.ArgumentParser, what: str) -> None:
+    parser.add_argument("inputs", nargs="+", metavar="FILE", help=what)
+    parser.add_argument("-o", "--output", metavar="OUT", help="a file, a folder, or - for standard output")
+    parser.add_argument("--force", action="store_true", help="replace output files that exist")
+    parser.set_defaults(usage_error=parser.error)
+
+
+def _add_model(parser: argparse.ArgumentParser) -> None:
+    weights = parser.add_mutually_exclusive_group()
+    weights.add_argument("--preset", default="tiny", metavar="NAME", help="shipped weights (default: %(default)s)")
+    weights.add_argument("--checkpoint", metavar="FILE", help="weights of your own, a .safetensors file")
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="default: %(default)s")
+
+
+def _formatted(parser: argparse.ArgumentParser, description: str, examples: str) -> argparse.ArgumentParser:
+    lines = [line.strip() for line in examples.strip().splitlines()]
+    parser.description = description
+    parser.epilog = "\n  ".join(["examples:", *lines])
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    return parser
+
+
+def _quality(text: str) -> int:
+    if not (text.isdecimal() and int(text) < QUALITIES):
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number from 0 to {QUALITIES - 1}")
+    return int(text)
+
+
+def _positive(number: type) -> Callable[[str], int | float]:
+    def parse(text: str) -> int | float:
+        try:
+            value = number(text)
+        except ValueError:
+            value = 0
+        if not 0 < value < float("inf"):
+            raise argparse.ArgumentTypeError(f"{text} is not a {'whole ' if number is int else ''}number above 0")
+        return value
+
+    return parse
+
+
+def _schedule(text: str) -> str:
+    from hybridflow.masking import SCHEDULES
+
+    if text not in SCHEDULES:
+        raise argparse.ArgumentTypeError(f"{text} is not one of {', '.join(SCHEDULES)}")
+    return text
+
+
+if __name__ == "__main__":
+    sys.exit(main())

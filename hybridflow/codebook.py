@@ -1,0 +1,105 @@
+"""The vector quantiser: y_vq to the index of its nearest codeword, learned by moving averages."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+
+class Quantised(NamedTuple):
+    codes: Tensor
+    """Nearest codewords (B,C,h,w); in training the gradient passes straight through to the input."""
+    indices: Tensor
+    """(B,h,w) int64."""
+    commitment: Tensor
+    """Mean squared distance of the input to its (detached) codewords, a scalar."""
+
+
+class Codebook(nn.Module):
+    """Nearest-codeword quantiser (VQ-VAE, van den Oord et al., 2017, section 3; moving averages: appendix A.1).
+
+    In training mode each call moves the codewords towards the mean of what chose them and restarts codewords that
+    are hardly chosen any more at random inputs of the batch (Jukebox, Dhariwal et al., 2020, section 3).
+
+    Args:
+        num_codes: codewords K.
+        dim: channels C of a codeword.
+        decay: of the moving averages.
+        restart_below: a codeword whose average count falls under this share of an even one is restarted.
+    """
+
+    def __init__(self, num_codes: int, dim: int, decay: float = 0.99, restart_below: float = 0.02) -> None:
+        super().__init__()
+        self.decay = decay
+        self.restart_below = restart_below
+        self.register_buffer("codewords", torch.randn(num_codes, dim))
+        self.register_buffer("average_count", torch.ones(num_codes))
+        self.register_buffer("average_sum", torch.randn(num_codes, dim))
+        self.register_buffer("started", torch.tensor(False))
+
+    @property
+    def num_codes(self) -> int:
+        return self.codewords.shape[0]
+
+    def nearest(self, vectors: Tensor) -> Tensor:
+        """Index of the nearest codeword of each of (N,C) -> (N,) int64."""
+        vectors = vectors.float()
+        distances = self.codewords.square().sum(1) - 2 * vectors @ self.codewords.T
+        return distances.argmin(1)
+
+    def lookup(self, indices: Tensor) -> Tensor:
+        """(B,h,w) int64 -> codewords (B,C,h,w)."""
+        return self.codewords[indices].permute(0, 3, 1, 2)
+
+    def expected(self, logits: Tensor) -> Tensor:
+        """Expected codeword under softmax(logits): (B,K,h,w) -> (B,C,h,w), differentiable."""
+        probabilities = logits.float().softmax(1)
+        return torch.einsum("bkhw,kc->bchw", probabilities, self.codewords)
+
+    def forward(self, y: Tensor) -> Quantised:
+        """y (B,C,h,w) -> `Quantised`."""
+        y = y.float()
+        batch, _, h, w = y.shape
+        vectors = y.permute(0, 2, 3, 1).flatten(0, 2)
+        indices = self.nearest(vectors.detach())
+        if self.training:
+            self._follow(vectors.detach(), indices)
+        indices = indices.view(batch, h, w)
+        codes = self.lookup(indices)
+        commitment = (y - codes).square().mean()
+        return Quantised(y + (codes - y).detach(), indices, commitment)
+
+    @torch.no_grad()
+    def _follow(self, vectors: Tensor, indices: Tensor) -> None:
+        count = torch.bincount(indices, minlength=self.num_codes).float()
+        total = torch.zeros_like(self.average_sum).index_add_(0, indices, vectors)
+        self.average_count.lerp_(count, 1 - self.decay)
+        self.average_sum.lerp_(total, 1 - self.decay)
+        even_share = self.average_count.sum() / self.num_codes
+        dead = self.average_count < self.restart_below * even_share
+        if dead.any():
+            chosen = vectors[torch.randint(len(vectors), (int(dead.sum()),), device=vectors.device)]
+            self.average_sum[dead] = chosen * even_share
+            self.average_count[dead] = even_share
+        self.codewords.copy_(self.average_sum / self.average_count[:, None])
+
+    @torch.no_grad()
+    def start(self, vectors: Tensor, iterations: int = 10) -> None:
+        """Set the codewords by k-means on (N,C), N >= K.
+
+        Raises:
+            ValueError: fewer vectors than codewords.
+        """
+        if len(vectors) < self.num_codes:
+            raise ValueError(f"k-means needs at least {self.num_codes} vectors, got {len(vectors)}: use more crops")
+        vectors = vectors.float()
+        self.codewords.copy_(vectors[torch.randperm(len(vectors), device=vectors.device)[: self.num_codes]])
+        for _ in range(iterations):
+            indices = self.nearest(vectors)
+            count = torch.bincount(indices, minlength=self.num_codes).float()
+            total = torch.zeros_like(self.codewords).index_add_(0, indices, vectors)
+            used = count > 0
+            self.codewords[used] = total[used] / count[used, None]
+        self.started.fill_(True)
+        self.average_count.copy_(count.clamp(min=1e-3) * (1 - self.decay))
+        self.average_sum.copy_(self.codewords * self.average_count[:, None])

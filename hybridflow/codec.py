@@ -1,0 +1,196 @@
+"""Photo to bytes and back: what the command line and Python users call."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from hybridflow.checkpoint import load_release, model_id
+from hybridflow.container import Header, pack, unpack
+from hybridflow.errors import HybridFlowError, ModelMismatchError
+from hybridflow.image_io import image_to_tensor, read_image, tensor_to_image
+from hybridflow.masking import SCHEDULES
+from hybridflow.model import Analysed, HybridFlow
+from hybridflow.probability import QUALITIES
+from hybridflow.weights import weight_file, weights_folder
+
+STRIDE = 16
+
+
+def available() -> list[str]:
+    """Names of the presets whose weights are shipped."""
+    names = sorted(path.stem for path in weights_folder().glob("*.safetensors"))
+    return [name for name in names if not name.endswith(("-ablation", "features"))]
+
+
+def load(name: str | Path = "tiny", device: str = "cpu") -> "Codec":
+    """A codec with trained weights.
+
+    Args:
+        name: a shipped preset, or the path of a safetensors checkpoint.
+        device: where the pixel networks run; what feeds the entropy coder runs on the CPU.
+
+    Raises:
+        CheckpointError: there is no such checkpoint, or it cannot be read.
+    """
+    path = weight_file(f"{name}.safetensors") if not Path(name).suffix else Path(name)
+    model, metadata = load_release(path)
+    return Codec(model.to(device), path.stem, json.loads(metadata.get("operating_points", "null")))
+
+
+class Codec:
+    """Encodes images to `.hf` files and decodes them.
+
+    Args:
+        model: trained, its tables baked.
+        name: shown to users.
+        operating_points: (quality, schedule) pairs from the lowest rate up, among which `bpp` and `max_bytes` choose;
+            every quality with no index sent if None.
+
+    Attributes:
+        model_id: hex digits that say which bits this codec makes and reads.
+    """
+
+    def __init__(self, model: HybridFlow, name: str, operating_points: list[tuple[int, str]] | None = None) -> None:
+        self.model = model.eval()
+        self.name = name
+        self.operating_points = operating_points or [(quality, "none") for quality in range(QUALITIES)]
+        self._probability = model.probability()
+        self._id = model_id(model)
+
+    @property
+    def model_id(self) -> str:
+        return self._id.hex()
+
+    def encode(
+        self,
+        image,
+        *,
+        quality: int | None = None,
+        schedule: str | None = None,
+        bpp: float | None = None,
+        max_bytes: int | None = None,
+    ) -> bytes:
+        """Encode one image.
+
+        Args:
+            image: whatever `hybridflow.image_io.read_image` takes: a path, PIL image, numpy array, tensor, bytes.
+            quality: 0 (smallest file) to 63; 31 if neither `bpp` nor `max_bytes` is given.
+            schedule: which codebook indices are sent; by default that of the operating point nearest in quality.
+            bpp: the best operating point whose file has at most so many bits per pixel.
+            max_bytes: likewise in bytes.
+
+        Returns:
+            The whole `.hf` file.
+
+        Raises:
+            ImageError: the image cannot be read.
+            HybridFlowError: arguments out of range or at odds, or no operating point is small enough.
+        """
+        if sum(argument is not None for argument in (quality, bpp, max_bytes)) > 1:
+            raise HybridFlowError("give only one of quality, bpp and bytes")
+        if quality is not None and not 0 <= quality < QUALITIES:
+            raise HybridFlowError(f"quality must be 0 to {QUALITIES - 1}, not {quality}")
+        if schedule is not None and schedule not in SCHEDULES:
+            raise HybridFlowError(f"there is no schedule {schedule!r}: choose one of {', '.join(SCHEDULES)}")
+        picture = read_image(image)
+        analysed = self._analyse(picture)
+
+        def attempt(point: tuple[int, str]) -> bytes:
+            return self._write(analysed, picture.size, *point)
+
+        if bpp is not None:
+            max_bytes = int(bpp * picture.width * picture.height / 8)
+        if max_bytes is None:
+            quality = 31 if quality is None else quality
+            return attempt((quality, schedule or self._usual_schedule(quality)))
+        points = self.operating_points
+        if schedule is not None:
+            points = [(q, schedule) for q in range(QUALITIES)]
+        return _largest_within(points, attempt, max_bytes)
+
+    def decode(self, data: bytes, *, preview: bool = False, salvage: bool = False) -> Image.Image:
+        """Decode one file to an RGB image of the original's size.
+
+        Args:
+            preview: leave the sent indices out and predict them all: quicker, and all that a cut file may allow.
+            salvage: accept a cut file whose continuous stream is whole, and use the indices that are there.
+
+        Raises:
+            FormatError: the file is not an `.hf` file, or is damaged.
+            ModelMismatchError: another checkpoint made it.
+        """
+        header, stream = self._open(data, check=not (preview or salvage))
+        h, w = -(-header.height // STRIDE), -(-header.width // STRIDE)
+        schedule = "none" if preview else header.schedule
+        coded = self.model.read(
+            stream, h, w, header.quality, schedule, header.pack(), self._probability, salvage=salvage
+        )
+        pixels = self.model.synthesise(coded, header.quality)
+        return tensor_to_image(pixels[..., : header.height, : header.width])
+
+    def info(self, data: bytes) -> dict:
+        """What a file says of itself, with the bytes of each of its sections.
+
+        Raises:
+            FormatError, ModelMismatchError: as `decode`.
+        """
+        header, stream = self._open(data)
+        h, w = -(-header.height // STRIDE), -(-header.width // STRIDE)
+        bits: dict[str, float] = {}
+        self.model.read(
+            stream, h, w, header.quality, header.schedule, header.pack(), self._probability, sections=bits
+        )
+        sections = {"header": len(header.pack())} | {name: b / 8 for name, b in bits.items()} | {"crc": 4}
+        return {
+            "width": header.width,
+            "height": header.height,
+            "quality": header.quality,
+            "schedule": header.schedule,
+            "model_id": header.model_id.hex(),
+            "bytes": len(data),
+            "bpp": 8 * len(data) / (header.width * header.height),
+            "sections": sections,
+        }
+
+    def _open(self, data: bytes, check: bool = True) -> tuple[Header, bytes]:
+        header, stream = unpack(data, check=check)
+        if header.model_id != self._id:
+            raise ModelMismatchError(
+                f"the file was made by model {header.model_id.hex()}, this is {self.name} ({self.model_id}): "
+                "name the checkpoint that made it with --checkpoint"
+            )
+        return header, stream
+
+    def _analyse(self, picture: Image.Image) -> Analysed:
+        x = image_to_tensor(picture)
+        x = F.pad(x, (0, -x.shape[-1] % STRIDE, 0, -x.shape[-2] % STRIDE), mode="replicate")
+        return self.model.analyse(x.to(self.model.codebook.codewords.device))
+
+    def _write(self, analysed: Analysed, size: tuple[int, int], quality: int, schedule: str) -> bytes:
+        header = Header(*size, quality, schedule, self._id)
+        stream, _ = self.model.write(analysed, quality, schedule, header.pack(), self._probability)
+        return pack(header, stream)
+
+    def _usual_schedule(self, quality: int) -> str:
+        return min(self.operating_points, key=lambda point: abs(point[0] - quality))[1]
+
+
+def _largest_within(points: list, attempt: Callable[[tuple[int, str]], bytes], limit: int) -> bytes:
+    """The file of the last point within the limit, found by bisection: sizes grow along the points."""
+    best, low, high = attempt(points[0]), 0, len(points) - 1
+    if len(best) > limit:
+        raise HybridFlowError(
+            f"the smallest file has {len(best)} bytes, over the {limit} allowed: allow more, or choose no schedule"
+        )
+    while low < high:
+        middle = (low + high + 1) // 2
+        data = attempt(points[middle])
+        if len(data) <= limit:
+            best, low = data, middle
+        else:
+            high = middle - 1
+    return best

@@ -1,0 +1,135 @@
+"""The continuous stream: a variable-rate transform codec with hyperprior and a four-step context model."""
+
+from copy import deepcopy
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from compressai.entropy_models import EntropyBottleneck, GaussianConditional
+from compressai.ops import LowerBound
+from torch import Tensor, nn
+
+from hybridflow.entropy import quantise_pmf
+from hybridflow.image_encoder import ImageEncoder
+from hybridflow.layers import activation, conv3x3
+from hybridflow.probability import (
+    MEAN_STEPS,
+    SCALE_MIN,
+    SCALES,
+    ContextModel,
+    HyperSynthesis,
+    QualityTable,
+    latent_step_masks,
+    scale_of,
+)
+
+Z_REACH, Y_REACH = 31, 39
+"""Largest magnitude of z and of y's distance to its mean that the tables hold without an escape."""
+
+
+def round_through(x: Tensor) -> Tensor:
+    """Round; the gradient passes straight through."""
+    return x + (x.round() - x).detach()
+
+
+class Latent(NamedTuple):
+    y_hat: Tensor
+    """(B,M,h,w), gain undone: what the decoders read."""
+    y_gained: Tensor
+    """(B,M,h,w) in the gained domain, multiples of 1/16: what the index prior reads."""
+    likelihoods: dict[str, Tensor]
+    """Of "y" (B,M,h,w) and "z" (B,Z,h/4,w/4)."""
+
+
+class HyperAnalysis(nn.Sequential):
+    """y (B,M,h,w), h and w multiples of 4 -> z (B,Z,h/4,w/4)."""
+
+    def __init__(self, channels: int, width: int, z_channels: int) -> None:
+        super().__init__(
+            conv3x3(channels, width),
+            activation(),
+            nn.Conv2d(width, width, 3, stride=2, padding=1),
+            activation(),
+            nn.Conv2d(width, z_channels, 3, stride=2, padding=1),
+        )
+
+
+class ContinuousCodec(nn.Module):
+    """E_c and the entropy model of y_c; the decoders of y^_c live elsewhere.
+
+    Mean-scale hyperprior (Minnen et al., NeurIPS 2018) with a parallel context model and gain vectors (Cui et al.,
+    CVPR 2021): y is multiplied by a gain before rounding and by an inverse gain after.
+
+    Args:
+        channels: M of y_c.
+        z_channels: of the hyper-latent at 1/64.
+        width: of the hyper and context networks.
+        encoder: widths and depths of the image encoder.
+    """
+
+    def __init__(self, channels: int, z_channels: int, width: int, encoder: dict) -> None:
+        super().__init__()
+        self.analysis = ImageEncoder(channels, **encoder)
+        self.hyper_analysis = HyperAnalysis(channels, width, z_channels)
+        self.hyper_synthesis = HyperSynthesis(z_channels, width, width)
+        self.context = ContextModel(channels, width, width)
+        self.log_gain = QualityTable(channels)
+        self.log_inverse_gain = QualityTable(channels)
+        ramp = torch.linspace(0.0, 2.0, len(self.log_gain.anchors))[:, None]
+        with torch.no_grad():
+            self.log_gain.anchors += ramp
+            self.log_inverse_gain.anchors -= ramp
+        self.entropy_bottleneck = EntropyBottleneck(z_channels)
+        self.gaussian_conditional = GaussianConditional(None, scale_bound=SCALE_MIN)
+        self.index_floor = LowerBound(0.0)
+        self.register_buffer("z_counts", torch.zeros(z_channels, 2 * Z_REACH + 2, dtype=torch.int32))
+        self.register_buffer("scale_counts", torch.zeros(SCALES, 2 * Y_REACH + 2, dtype=torch.int32))
+
+    @torch.no_grad()
+    def bake_tables(self) -> None:
+        """Turn the densities of z and of y's residual into the integer tables that coders read."""
+        z = torch.arange(-Z_REACH, Z_REACH + 1.0).expand(len(self.z_counts), 1, -1)
+        bottleneck = deepcopy(self.entropy_bottleneck).cpu().double()
+        self.z_counts.copy_(_signed_tables(bottleneck._likelihood(z.double())[0][:, 0]))
+        edges = torch.arange(-Y_REACH - 0.5, Y_REACH + 1, dtype=torch.float64)
+        scales = scale_of(torch.arange(SCALES, dtype=torch.float64))[:, None]
+        self.scale_counts.copy_(_signed_tables(torch.special.ndtr(edges / scales).diff(dim=1)))
+
+    def gain(self, y: Tensor, quality: Tensor) -> tuple[Tensor, Tensor]:
+        """y of the analysis -> gained y (B,M,h,w) and z (B,Z,ceil(h/4),ceil(w/4)), neither rounded."""
+        y = y * self.log_gain(quality).exp()[..., None, None]
+        h, w = y.shape[-2:]
+        return y, self.hyper_analysis(F.pad(y, (0, -w % 4, 0, -h % 4)))
+
+    def ungain(self, y_gained: Tensor, quality: Tensor) -> Tensor:
+        """The inverse gain: the one float multiplication after the coder."""
+        return y_gained * self.log_inverse_gain(quality).exp()[..., None, None]
+
+    def forward(self, image: Tensor, quality: Tensor) -> Latent:
+        """Image (B,3,H,W) in [0,1], quality (B,) int64 in 0..63 -> `Latent`.
+
+        In training mode the likelihoods are those of y and z with uniform noise (Ballé et al., ICLR 2017) and what is
+        decoded is rounded with a straight-through gradient; otherwise both are rounded.
+        """
+        y, z = self.gain(self.analysis(image), quality)
+        y, z = y.float(), z.float()
+        h, w = y.shape[-2:]
+        _, z_likelihoods = self.entropy_bottleneck(z)
+        features = self.hyper_synthesis(round_through(z), quality)[..., :h, :w]
+
+        known = torch.zeros_like(y)
+        means, indices = torch.zeros_like(y), torch.zeros_like(y)
+        for step, mask in enumerate(latent_step_masks(y.shape[1], h, w, y.device)):
+            step_means, step_indices = (t.float() for t in self.context(features, known, step, quality))
+            step_means = round_through(step_means * MEAN_STEPS) / MEAN_STEPS
+            known = torch.where(mask, round_through(y - step_means) + step_means, known)
+            means, indices = torch.where(mask, step_means, means), torch.where(mask, step_indices, indices)
+        scales = scale_of(self.index_floor(indices).clamp(max=SCALES - 1))
+        _, y_likelihoods = self.gaussian_conditional(y, scales, means)
+        return Latent(self.ungain(known, quality), known, {"y": y_likelihoods, "z": z_likelihoods})
+
+
+def _signed_tables(pmf: Tensor) -> Tensor:
+    """(n,2R+1) probabilities of -R..R -> (n,2R+2) counts, the last the escape's."""
+    escape = (1 - pmf.sum(1, keepdim=True)).clamp(min=0)
+    return torch.from_numpy(quantise_pmf(torch.cat([pmf, escape], 1).numpy()))

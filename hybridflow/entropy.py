@@ -1,0 +1,223 @@
+"""The range coder: integer symbols and integer probability tables in, bytes out, and back.
+
+The only module that touches ``constriction``. A table is a row of K >= 2 counts, each at least 1, summing to
+``2**PRECISION``; symbol k has probability ``counts[k] / 2**PRECISION``. Everything here is integer arithmetic in effect
+(the quotients, and all that constriction does with them, are exact in float64), so the same symbols and tables give the
+same bytes on every machine.
+
+The coder, for another implementation (all integers, unbounded unless a width is named):
+
+* Cumulative table in 24 bits: with ``C[k] = sum(counts[:k])``, symbol k occupies ``[D[k], D[k+1])`` where
+  ``D[k] = C[k] * (2**24 - K) // 2**PRECISION + k`` and ``D[K] = 2**24``.
+  A uniform value of b bits has ``D[k] = k << (24 - b)`` and ``K = 2**b``.
+* State: ``low = 0``, ``range = 2**64 - 1``, ``words = 0``. Coding symbol k: ``step = range >> 24``;
+  ``low += step * D[k]``; ``range = step * (D[k+1] - D[k])``; if now ``range < 2**32``, both ``low`` and ``range`` shift
+  left by 32 bits and ``words += 1``.
+* The stream is the shortest byte string that, continued by zero bytes to ``32 * words + 64`` bits and read as a
+  big-endian number, lies in ``[low, low + range)``. A decoder reads zero bytes beyond its end.
+"""
+
+import numpy as np
+from constriction import stream
+
+from hybridflow.errors import FormatError
+
+PRECISION = 20
+_CHUNK = 16  # bits of a uniform value that are coded as one symbol
+_ESCAPE_BITS = 48  # longest Exp-Golomb suffix: escaped values stay below 2**48
+
+
+def quantise_pmf(pmf: np.ndarray) -> np.ndarray:
+    """Turn probabilities into counts that the coder takes.
+
+    Args:
+        pmf: (K,) or (n, K) float64, 2 <= K <= 2**PRECISION; finite, non-negative, every row with a positive sum
+            (of any size: rows are normalised here).
+
+    Returns:
+        int64 counts of the same shape, each >= 1, every row summing to ``2**PRECISION``: one count each, the others
+        shared out in proportion and rounded down, what is left added to the row's largest entry (the first of equals).
+        Sums run left to right, so equal inputs give equal counts on any machine.
+
+    Raises:
+        ValueError: a row is negative, not finite, sums to zero, or K is out of range.
+    """
+    pmf = np.asarray(pmf, dtype=np.float64)
+    size = pmf.shape[-1]
+    if not 2 <= size <= 2**PRECISION:
+        raise ValueError(f"a table needs 2 to {2**PRECISION} entries, not {size}")
+    peak = pmf.max(axis=-1, keepdims=True)
+    if pmf.size and not (pmf.min() >= 0 and peak.min() > 0 and np.isfinite(peak).all()):
+        raise ValueError("probabilities must be finite, non-negative and not all zero")
+    share = pmf / peak
+    total = np.cumsum(share, axis=-1)[..., -1:]  # unlike np.sum, adds in an order that no CPU changes
+    counts = 1 + np.floor(share / total * (2**PRECISION - size)).astype(np.int64)
+    largest = np.argmax(counts, axis=-1, keepdims=True)
+    rest = 2**PRECISION - counts.sum(axis=-1, keepdims=True)
+    np.put_along_axis(counts, largest, np.take_along_axis(counts, largest, -1) + rest, -1)
+    return counts
+
+
+def _model(counts: np.ndarray) -> tuple:
+    """What constriction wants in place of a table (K,), or of one table a symbol (n, K)."""
+    probabilities = np.asarray(counts, dtype=np.float64) / 2**PRECISION
+    if probabilities.ndim == 1:
+        return (stream.model.Categorical(probabilities, perfect=False),)
+    return (stream.model.Categorical(perfect=False), probabilities)
+
+
+def _cost(symbols: np.ndarray, counts: np.ndarray) -> float:
+    """-log2 p of symbols (n,), n >= 1, summed."""
+    chosen = counts[symbols] if counts.ndim == 1 else np.take_along_axis(counts, symbols[:, None], axis=1)
+    return float(np.sum(PRECISION - np.log2(chosen)))
+
+
+def _reach(counts: np.ndarray) -> int:
+    """R of a signed table, whose 2R+2 entries stand for -R..R and the escape."""
+    entries = np.shape(counts)[-1]
+    if entries % 2:
+        raise ValueError(f"a signed table has an even number of entries (-R..R and the escape), not {entries}")
+    return entries // 2 - 1
+
+
+def _chunks(bits: int) -> list[tuple[int, int]]:
+    """(shift, width) of the pieces in which a uniform value of so many bits is coded, the highest first."""
+    return [(shift, min(_CHUNK, bits - shift)) for shift in reversed(range(0, bits, _CHUNK))]
+
+
+class Encoder:
+    """Appends symbols to one range-coded stream.
+
+    Attributes:
+        bits: float, the running sum of -log2 p over all symbols so far. Differences of it are the cost of a section;
+            ``len(finish())`` is within one byte of ``bits / 8``.
+    """
+
+    def __init__(self) -> None:
+        self._coder = stream.queue.RangeEncoder()
+        self.bits = 0.0
+
+    def encode(self, symbols: np.ndarray, counts: np.ndarray) -> None:
+        """Append symbols (n,), integers in [0, K), by one table (K,) for all or a row a symbol (n, K); n may be 0."""
+        symbols = np.ascontiguousarray(symbols, dtype=np.int32)
+        if not symbols.size:
+            return
+        counts = np.asarray(counts)
+        self._coder.encode(symbols, *_model(counts))
+        self.bits += _cost(symbols, counts)
+
+    def encode_signed(self, values: np.ndarray, counts: np.ndarray) -> None:
+        """Append values (n,), any integers with |v| < 2**48, by tables of 2R+2 entries: -R..R, then the escape.
+
+        All n symbols come first; then, for every escaped value in order, |v|-R-1 in Exp-Golomb code and its sign.
+        """
+        values = np.asarray(values, dtype=np.int64)
+        reach = _reach(counts)
+        escaped = (values < -reach) | (values > reach)
+        self.encode(np.where(escaped, 2 * reach + 1, values + reach), counts)
+        for value in values[escaped].tolist():
+            self._encode_escape(abs(value) - reach, value < 0)
+
+    def _encode_escape(self, excess: int, negative: bool) -> None:
+        """excess >= 1, with n bits below its leading one: n ones, a zero, those n bits, the sign."""
+        suffix = excess.bit_length() - 1
+        if suffix >= _ESCAPE_BITS:
+            raise ValueError(f"a coded value must stay below 2**{_ESCAPE_BITS}")
+        for _ in range(suffix):
+            self.encode_uniform(1, 1)
+        self.encode_uniform(0, 1)
+        self.encode_uniform(excess - (1 << suffix), suffix)
+        self.encode_uniform(int(negative), 1)
+
+    def encode_uniform(self, value: int, bits: int) -> None:
+        """Append an integer in [0, 2**bits) at exactly ``bits`` bits, in pieces of at most 16, the highest first."""
+        if not 0 <= value < 1 << bits:
+            raise ValueError(f"{value} does not fit in {bits} bits")
+        for shift, width in _chunks(bits):
+            self._coder.encode(value >> shift & (1 << width) - 1, stream.model.Uniform(1 << width))
+        self.bits += bits
+
+    def finish(self) -> bytes:
+        """The shortest byte string that decodes to all symbols so far; empty if none cost anything."""
+        words, (low_64, size) = self._coder.pos()
+        length = 4 * words + 8
+        # What constriction would write lies in the interval too, which gives the bits of `low` above its lowest 64.
+        sealed = self._coder.get_compressed().astype(">u4").tobytes()
+        sealed = int.from_bytes(sealed.ljust(length, b"\0"), "big")
+        low = sealed - (sealed - low_64) % 2**64
+        if low == 0:
+            return b""
+        # Of the numbers in [low, high], the one with the most trailing zeros: high, cut where low - 1 departs from it.
+        high = low + size - 1
+        cut = ((low - 1) ^ high).bit_length() - 1
+        return (high >> cut << cut).to_bytes(length, "big").rstrip(b"\0")
+
+
+class Decoder:
+    """Mirrors :class:`Encoder`: the same calls with the same tables, in the same order, give the symbols back.
+
+    Beyond the end of ``data`` it reads zero bytes, so a cut stream gives its first symbols and then arbitrary ones.
+    Arbitrary bytes give arbitrary symbols or a FormatError, in time proportional to bytes plus symbols.
+
+    Attributes:
+        bits: float, the running sum of -log2 p over all symbols so far, as in :class:`Encoder`.
+    """
+
+    def __init__(self, data: bytes) -> None:
+        self.bits = 0.0
+        self._available = 8 * len(data)
+        padded = data + bytes(-len(data) % 4)
+        self._coder = stream.queue.RangeDecoder(np.frombuffer(padded, dtype=">u4").astype(np.uint32))
+
+    def _decode(self, *arguments):
+        try:
+            return self._coder.decode(*arguments)
+        except AssertionError:  # constriction's word for a number outside every symbol's interval
+            raise FormatError("the coded stream is damaged: get the file again from its source") from None
+
+    @property
+    def past_end(self) -> bool:
+        """Whether the last symbols may depend on bytes that a cut stream lacks."""
+        return self.bits > self._available - 8
+
+    def decode(self, n: int, counts: np.ndarray) -> np.ndarray:
+        """The next n symbols, (n,) int32 in [0, K), by one table (K,) or a row a symbol (n, K).
+
+        Raises:
+            FormatError: the stream is damaged (most damage decodes to wrong symbols instead: check a checksum).
+        """
+        if np.ndim(counts) == 2 and len(counts) != n:
+            raise ValueError(f"{n} symbols need {n} rows of counts, not {len(counts)}")
+        if not n:
+            return np.zeros(0, dtype=np.int32)
+        counts = np.asarray(counts)
+        model = _model(counts)
+        symbols = self._decode(*model, n) if len(model) == 1 else self._decode(*model)
+        self.bits += _cost(symbols, counts)
+        return symbols
+
+    def decode_signed(self, n: int, counts: np.ndarray) -> np.ndarray:
+        """The next n values, (n,) int64, coded by :meth:`Encoder.encode_signed`. Raises FormatError as decode does."""
+        reach = _reach(counts)
+        symbols = self.decode(n, counts)
+        values = symbols.astype(np.int64) - reach
+        for i in np.flatnonzero(symbols == 2 * reach + 1):
+            values[i] = self._decode_escape(reach)
+        return values
+
+    def _decode_escape(self, reach: int) -> int:
+        suffix = 0
+        while self.decode_uniform(1):
+            suffix += 1
+            if suffix == _ESCAPE_BITS:
+                raise FormatError("the coded stream is damaged (an absurd value): get the file again from its source")
+        magnitude = reach + (1 << suffix) + self.decode_uniform(suffix)
+        return -magnitude if self.decode_uniform(1) else magnitude
+
+    def decode_uniform(self, bits: int) -> int:
+        """The next integer in [0, 2**bits), coded by :meth:`Encoder.encode_uniform`; raises as decode does."""
+        value = 0
+        for _, width in _chunks(bits):
+            value = value << width | int(self._decode(stream.model.Uniform(1 << width)))
+        self.bits += bits
+        return value

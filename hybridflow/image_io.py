@@ -1,0 +1,204 @@
+"""Pictures in and out: whatever Pillow opens or an array holds becomes 8-bit sRGB; files are written whole or not."""
+
+import contextlib
+import io
+import os
+import warnings
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageCms, ImageOps
+
+from hybridflow.container import MAX_PIXELS
+from hybridflow.errors import HybridFlowError, ImageError
+
+_SRGB = ImageCms.createProfile("sRGB")
+
+
+def read_image(source) -> Image.Image:
+    """Any picture as an 8-bit sRGB image.
+
+    EXIF orientation is applied, an ICC profile turned to sRGB; 16 bits become 8; palettes, greyscale and CMYK become
+    RGB; of an animation the first frame is taken. Transparency is laid over white, with a warning that says so.
+
+    Args:
+        source: a path; the bytes of an image file or a binary file object; a PIL image; a numpy array (H,W,3) or (H,W),
+            uint8 or float in [0,1]; or a tensor (3,H,W) or (1,3,H,W), uint8 or float in [0,1].
+
+    Returns:
+        A PIL image of mode RGB.
+
+    Raises:
+        ImageError: the source cannot be read, is damaged, has more than MAX_PIXELS pixels or an unknown layout.
+    """
+    if isinstance(source, (str, os.PathLike)):
+        return _from_pillow(_read_file(source), str(source))
+    if isinstance(source, (bytes, bytearray, memoryview, Image.Image)):
+        return _from_pillow(source, "the input")
+    if hasattr(source, "read"):
+        return _from_pillow(source.read(), "the input")
+    return _from_array(source if isinstance(source, np.ndarray) else _tensor_to_array(source))
+
+
+def image_to_tensor(image: Image.Image):
+    """An RGB image as a float32 tensor (1,3,H,W) in [0,1]."""
+    import torch
+
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float() / 255
+
+
+def tensor_to_image(tensor) -> Image.Image:
+    """A float tensor (3,H,W) or (1,3,H,W) on any device, clamped to [0,1] and rounded to 8 bits, as an RGB image."""
+    samples = tensor.detach().reshape(tensor.shape[-3:]).permute(1, 2, 0).float().clamp(0, 1).mul(255).round()
+    return Image.fromarray(samples.byte().cpu().numpy())
+
+
+def encode_image(image: Image.Image, suffix: str = ".png") -> bytes:
+    """The bytes of an image file, its format by the suffix that its name would have; lossy formats at quality 95.
+
+    Raises:
+        ImageError: no format that Pillow writes has that suffix.
+    """
+    file_format = Image.registered_extensions().get(suffix.lower())
+    if file_format not in Image.SAVE:
+        name = suffix or "a name without suffix"
+        raise ImageError(f"no image format is written as {name}: choose a name that ends in .png")
+    buffer = io.BytesIO()
+    image.save(buffer, file_format, quality=95)
+    return buffer.getvalue()
+
+
+def write_image(image: Image.Image, path: str | os.PathLike, *, force: bool = False) -> None:
+    """Write an image file, made by :func:`encode_image` and put there by :func:`write_atomic`; raises as they do."""
+    write_atomic(path, encode_image(image, Path(path).suffix), force=force)
+
+
+def write_atomic(path: str | os.PathLike, data: bytes, *, force: bool = False) -> None:
+    """Write a file whole or not at all: into a new file beside it, which then takes its name.
+
+    Raises:
+        HybridFlowError: the file exists and force is not set, or it cannot be written.
+    """
+    path = Path(path)
+    refuse_overwrite(path, force=force)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        part.write_bytes(data)
+        os.replace(part, path)
+    except OSError as error:
+        raise HybridFlowError(f"cannot write {path} ({error.strerror}): choose another place with -o") from None
+    finally:
+        with contextlib.suppress(OSError):
+            part.unlink()
+
+
+def refuse_overwrite(path: str | os.PathLike, *, force: bool = False) -> None:
+    """Raise HybridFlowError if something is at path that must not be replaced; call it before long work."""
+    path = Path(path)
+    if path.exists() and not path.is_file():
+        raise HybridFlowError(f"{path} is not a file: choose another name with -o (- for standard output)")
+    if path.exists() and not force:
+        raise HybridFlowError(f"{path} exists: choose another name with -o, or replace it with --force")
+
+
+def _read_file(path: str | os.PathLike) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise ImageError(f"cannot read {path} ({error.strerror}): check the path") from None
+
+
+def _from_pillow(source: bytes | Image.Image, name: str) -> Image.Image:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit is lower
+            return _to_rgb(source if isinstance(source, Image.Image) else Image.open(io.BytesIO(source)), name)
+    except (HybridFlowError, Warning):
+        raise
+    except Image.UnidentifiedImageError:
+        raise ImageError(f"{name} is not an image: give a PNG, JPEG, WebP or another that Pillow opens") from None
+    except Exception as error:  # damaged files make Pillow's plugins raise almost anything
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise ImageError(f"cannot read {name} ({reason}): give a whole, readable image") from None
+
+
+def _to_rgb(image: Image.Image, name: str) -> Image.Image:
+    _refuse_size(image.width, image.height, name)
+    image.load()
+    profile = image.info.get("icc_profile")
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I") or image.mode == "F":
+        image, alpha = _deep_to_grey(image, name)
+    else:
+        image, alpha = _split_alpha(image)
+    if profile:
+        image = _to_srgb(image, profile, name)
+    image = image.convert("RGB")
+    if alpha is not None and alpha.getextrema()[0] < 255:
+        warnings.warn(f"{name} has transparency: it is laid over white, and lost", stacklevel=4)
+        image = Image.composite(image, Image.new("RGB", image.size, "white"), alpha)
+    image.info.clear()  # a profile or orientation that is applied must not be written again
+    return image
+
+
+def _refuse_size(width: int, height: int, name: str) -> None:
+    if not 0 < width * height <= MAX_PIXELS:
+        raise ImageError(f"{name} has {width} x {height} pixels: scale it to between 1 and {MAX_PIXELS} pixels")
+
+
+def _deep_to_grey(image: Image.Image, name: str) -> tuple[Image.Image, Image.Image | None]:
+    """Greyscale of 16 bits (I, I;16) or of floats in [0,1] (F) as 8 bits, and its transparency if it has any."""
+    samples = np.asarray(image).astype(np.float64)
+    limit = 1 if image.mode == "F" else 65535
+    if not (samples.min() >= 0 and samples.max() <= limit):
+        raise ImageError(f"{name} has samples outside 0 to {limit}: convert it to 8 bits first")
+    transparent = image.info.get("transparency")
+    alpha = None if transparent is None else Image.fromarray(np.where(samples == transparent, 0, 255).astype(np.uint8))
+    return Image.fromarray(np.rint(samples * (255 / limit)).astype(np.uint8)), alpha
+
+
+def _split_alpha(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
+    """The colours alone, and the transparency as an image of mode L if there is any."""
+    if not image.has_transparency_data:
+        return image, None
+    colours = "L" if image.mode in ("L", "LA", "La") else "RGB"
+    image = image.convert("RGBA")
+    return image.convert(colours), image.getchannel("A")
+
+
+def _to_srgb(image: Image.Image, profile: bytes, name: str) -> Image.Image:
+    """The image with its ICC profile applied, or as it was (with a warning) if the profile is of no use."""
+    try:
+        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        if source.profile.xcolor_space.strip() == "RGB" and image.mode != "CMYK":
+            image = image.convert("RGB")  # from greyscale or a palette
+        return ImageCms.profileToProfile(image, source, _SRGB, outputMode="RGB")
+    except (ImageCms.PyCMSError, OSError):
+        warnings.warn(f"{name} has an ICC profile that cannot be used: its colours are taken as sRGB", stacklevel=5)
+        return image
+
+
+def _tensor_to_array(tensor) -> np.ndarray:
+    import torch
+
+    if not isinstance(tensor, torch.Tensor):
+        kind = type(tensor).__name__
+        raise ImageError(f"an image cannot be a {kind}: give a path, bytes, a PIL image, an array or a tensor")
+    shape = tuple(tensor.shape)
+    if len(shape) not in (3, 4) or shape[-3] != 3 or shape[:-3] not in ((), (1,)):
+        raise ImageError(f"a tensor of shape {shape} is no image: give (3,H,W) or (1,3,H,W)")
+    tensor = tensor.detach().reshape(shape[-3:]).permute(1, 2, 0).cpu()
+    return (tensor.float() if tensor.is_floating_point() else tensor).numpy()
+
+
+def _from_array(array: np.ndarray) -> Image.Image:
+    if array.ndim not in (2, 3) or array.ndim == 3 and array.shape[2] != 3:
+        raise ImageError(f"an array of shape {array.shape} is no image: give (H,W,3) or (H,W)")
+    _refuse_size(array.shape[1], array.shape[0], "the array")
+    if np.issubdtype(array.dtype, np.floating):
+        if not (array.min() >= 0 and array.max() <= 1):
+            raise ImageError("a float image must lie in [0,1]: divide by its maximum, or clip it")
+        array = np.rint(array.astype(np.float64) * 255).astype(np.uint8)
+    if array.dtype != np.uint8:
+        raise ImageError(f"an image of {array.dtype} has no agreed range: give uint8, or floats in [0,1]")
+    return Image.fromarray(array).convert("RGB")

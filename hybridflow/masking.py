@@ -1,0 +1,76 @@
+"""Which codebook indices are sent: structured schedules, dynamic regions, and the order in which they are coded."""
+
+import torch
+from torch import Tensor
+
+SCHEDULES = ("full", "1_4", "1_9", "none", "dynamic")
+UNIFORM_SCHEDULES = SCHEDULES[:4]
+REGION = 6
+"""Side, in indices, of a region of dynamic masking: a multiple of both cells' sides, so that the lattices meet."""
+
+
+def _lattice(h: int, w: int, cell: int, offset: int, device) -> Tensor:
+    rows = torch.arange(h, device=device) % cell == offset
+    columns = torch.arange(w, device=device) % cell == offset
+    return rows[:, None] & columns[None, :]
+
+
+def schedule_mask(schedule: str, h: int, w: int, device=None) -> Tensor:
+    """Sent positions (h,w) bool of a uniform schedule: all, one of every 2x2 or 3x3 cell (its centre), or none."""
+    if schedule == "full":
+        return torch.ones(h, w, dtype=torch.bool, device=device)
+    if schedule == "none":
+        return torch.zeros(h, w, dtype=torch.bool, device=device)
+    if schedule == "1_4":
+        return _lattice(h, w, 2, 0, device)
+    if schedule == "1_9":
+        return _lattice(h, w, 3, 1, device)
+    raise ValueError(f"no uniform schedule {schedule!r}: choose one of {', '.join(UNIFORM_SCHEDULES)}")
+
+
+def region_grid(h: int, w: int) -> tuple[int, int]:
+    """Rows and columns of the regions that cover an index map of h x w from its top left."""
+    return -(-h // REGION), -(-w // REGION)
+
+
+def spread_regions(regions: Tensor, h: int, w: int) -> Tensor:
+    """Per-region values (rows,cols) -> per-index values (h,w)."""
+    return regions.repeat_interleave(REGION, 0).repeat_interleave(REGION, 1)[:h, :w]
+
+
+def region_mask(regions: Tensor, h: int, w: int) -> Tensor:
+    """Sent positions (h,w) bool of dynamic masking.
+
+    Args:
+        regions: (rows,cols) int64 from `region_grid`, each an index into `UNIFORM_SCHEDULES`.
+    """
+    masks = torch.stack([schedule_mask(s, h, w, regions.device) for s in UNIFORM_SCHEDULES])
+    return masks.gather(0, spread_regions(regions, h, w)[None])[0]
+
+
+def coding_steps(h: int, w: int, device=None) -> Tensor:
+    """Step (h,w) int64 in 0..3 at which a sent index is coded, each step seeing those before it.
+
+    Steps 0 and 1 are a checkerboard on the `1_4` lattice, 2 its diagonal neighbours, 3 the rest; so `1_4` takes two
+    steps, `full` four, and any mix of regions at most four.
+    """
+    i = torch.arange(h, device=device)[:, None]
+    j = torch.arange(w, device=device)[None, :]
+    on_lattice = (i % 2 == 0) & (j % 2 == 0)
+    board = (i // 2 + j // 2) % 2
+    diagonal = (i % 2 == 1) & (j % 2 == 1)
+    return torch.where(on_lattice, board, torch.where(diagonal, 2, 3))
+
+
+def random_mask(batch: int, h: int, w: int, device=None) -> Tensor:
+    """Sent positions (batch,h,w) bool for training: half of the samples follow a random uniform schedule, shifted at
+    random, the others are sent at a random ratio (MaskGIT, Chang et al., CVPR 2022)."""
+    ratio = torch.rand(batch, 1, 1, device=device)
+    mask = torch.rand(batch, h, w, device=device) < ratio**2
+    for sample in range(0, batch, 2):
+        schedule = UNIFORM_SCHEDULES[1 + int(torch.randint(3, ()))]
+        shift = [int(s) for s in torch.randint(REGION, (2,))]
+        mask[sample] = schedule_mask(schedule, h + REGION, w + REGION, device)[
+            shift[0] : shift[0] + h, shift[1] : shift[1] + w
+        ]
+    return mask

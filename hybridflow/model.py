@@ -1,0 +1,337 @@
+"""The composite: both streams, the predictor and the correction, wired as in the picture in README.
+
+    x --E_vq--> y_vq --nearest code--> d --mask--> d' ------------\\
+    |                                                              > entropy coder -> file
+    \\---E_c --> y_c --gain, round--> y^_c -----------------------/
+
+    predictor(d', y^_c) = d^ ;  x^ = D_vq(codes(d^), corrections = D_corr(y^_c))
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from compressai.models.base import CompressionModel
+from compressai.registry import register_model
+from torch import Tensor, nn
+
+from hybridflow.codebook import Codebook
+from hybridflow.continuous import ContinuousCodec
+from hybridflow.correction import Correction
+from hybridflow.dynamic_masking import choose_regions, error_map, spatial_lpips
+from hybridflow.entropy import Decoder, Encoder
+from hybridflow.exact import Float64Probability, ProbabilityModel
+from hybridflow.image_encoder import ImageEncoder
+from hybridflow.losses import rate_weight
+from hybridflow.masking import UNIFORM_SCHEDULES, coding_steps, schedule_mask
+from hybridflow.pixel_decoder import PixelDecoder
+from hybridflow.predictor import Predictor
+from hybridflow.probability import INDEX_STEPS, MEAN_STEPS, IndexPrior
+from hybridflow.stream_coding import code_check, code_indices, code_sent, code_y, code_z
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Sizes of a model. Tuples of three are for 1/4, 1/8 and 1/16 of the resolution."""
+
+    encoder_widths: tuple[int, int, int]
+    encoder_depths: tuple[int, int, int]
+    decoder_widths: tuple[int, int, int]
+    decoder_depths: tuple[int, int, int]
+    half_channels: int
+    code_dim: int
+    latent_channels: int
+    z_channels: int
+    context_width: int
+    prior_width: int
+    prior_embedding: int
+    predictor_dim: int
+    predictor_depth: int
+    predictor_heads: int
+    num_codes: int = 1024
+
+
+PRESETS = {
+    "tiny": Preset(
+        encoder_widths=(64, 128, 192),
+        encoder_depths=(1, 2, 3),
+        decoder_widths=(64, 128, 192),
+        decoder_depths=(2, 3, 3),
+        half_channels=16,
+        code_dim=32,
+        latent_channels=64,
+        z_channels=48,
+        context_width=96,
+        prior_width=128,
+        prior_embedding=40,
+        predictor_dim=128,
+        predictor_depth=4,
+        predictor_heads=4,
+    ),
+    "base": Preset(
+        encoder_widths=(96, 256, 512),
+        encoder_depths=(2, 3, 4),
+        decoder_widths=(80, 256, 512),
+        decoder_depths=(2, 4, 5),
+        half_channels=24,
+        code_dim=64,
+        latent_channels=112,
+        z_channels=64,
+        context_width=112,
+        prior_width=256,
+        prior_embedding=40,
+        predictor_dim=320,
+        predictor_depth=4,
+        predictor_heads=8,
+    ),
+}
+
+
+class Analysed(NamedTuple):
+    """What the encoder knows of one image, whatever the quality and the schedule."""
+
+    image: Tensor
+    """(1,3,16h,16w) in [0,1]."""
+    latent: Tensor
+    """y_c before its gain (1,M,h,w)."""
+    indices: np.ndarray
+    """(h,w) int64."""
+
+
+class Coded(NamedTuple):
+    """What the file holds of one image: the same on both sides."""
+
+    z: np.ndarray
+    """(Z,ceil(h/4),ceil(w/4)) int64."""
+    y: np.ndarray
+    """y^_c (M,h,w) int64, in sixteenths, in the gained domain."""
+    sent: np.ndarray
+    """(h,w) bool."""
+    indices: np.ndarray
+    """(h,w) int64, zero where not sent."""
+
+
+@register_model("hybridflow")
+class HybridFlow(CompressionModel):
+    """Codebook stream, continuous stream, and their merging in the pixel decoder.
+
+    Args:
+        preset: a name of `PRESETS`, or sizes of your own.
+    """
+
+    def __init__(self, preset: str | Preset = "tiny") -> None:
+        super().__init__()
+        p = self.preset = PRESETS[preset] if isinstance(preset, str) else preset
+        encoder = {"widths": p.encoder_widths, "depths": p.encoder_depths}
+        decoder = {"widths": p.decoder_widths, "depths": p.decoder_depths}
+        self.codebook_encoder = ImageEncoder(p.code_dim, **encoder)
+        self.codebook = Codebook(p.num_codes, p.code_dim)
+        self.pixel_decoder = PixelDecoder(p.code_dim, **decoder, half_channels=p.half_channels)
+        self.continuous = ContinuousCodec(p.latent_channels, p.z_channels, p.context_width, encoder)
+        self.predictor = Predictor(
+            p.latent_channels, p.num_codes, p.predictor_dim, p.predictor_depth, p.predictor_heads
+        )
+        self.correction = Correction(p.latent_channels, **decoder)
+        self.index_prior = IndexPrior(p.latent_channels, p.num_codes, p.prior_width, p.prior_embedding)
+
+    def indices_of(self, image: Tensor) -> Tensor:
+        """Image (B,3,H,W) -> the index map d (B,h,w) int64."""
+        y_vq = self.codebook_encoder(image)
+        return self.codebook.nearest(y_vq.permute(0, 2, 3, 1).flatten(0, 2)).view(len(image), *y_vq.shape[-2:])
+
+    def fill_in(self, indices: Tensor, sent: Tensor, logits: Tensor) -> Tensor:
+        """Codes (B,C,h,w): the codeword where an index was sent, elsewhere the expected codeword of the predictor."""
+        expected = self.codebook.expected(logits)
+        return torch.where(sent[:, None], self.codebook.lookup(indices * sent), expected)
+
+    def decode_pixels(self, indices: Tensor, sent: Tensor, y_hat: Tensor, *, corrected: bool = True) -> Tensor:
+        """d' and y^_c -> x^ (B,3,16h,16w), nominally in [0,1], not clamped.
+
+        Args:
+            indices: (B,h,w) int64, read only where `sent` (B,h,w) bool.
+            y_hat: (B,M,h,w).
+            corrected: False leaves D_corr out (an ablation).
+        """
+        codes = self.fill_in(indices, sent, self.predictor(indices, sent, y_hat))
+        return self.pixel_decoder(codes, self.correction(y_hat) if corrected else None)
+
+    def index_likelihoods(self, indices: Tensor, sent: Tensor, y_gained: Tensor, quality: Tensor) -> Tensor:
+        """Probability (B,h,w) that the index prior gives each sent index; 1 where none is sent."""
+        features = self.index_prior.features(y_gained, quality)
+        steps = coding_steps(*indices.shape[1:], indices.device)
+        likelihoods = torch.ones(indices.shape, device=indices.device)
+        for step in range(INDEX_STEPS):
+            wanted = sent & (steps == step)
+            logits = self.index_prior.logits(features, indices, sent & (steps < step), step, wanted)
+            probabilities = logits.float().softmax(1).gather(1, indices[wanted][:, None])[:, 0]
+            likelihoods = likelihoods.masked_scatter(wanted, probabilities)
+        return likelihoods
+
+    def forward(self, x: Tensor, quality: Tensor | int = 31, sent: Tensor | str = "1_4") -> dict:
+        """Encode and decode without writing bytes.
+
+        Args:
+            x: image (B,3,H,W) in [0,1], H and W multiples of 16.
+            quality: 0..63, an int or (B,) int64.
+            sent: a uniform schedule's name, or the sent positions (B,h,w) bool.
+
+        Returns:
+            `x_hat` (B,3,H,W); `likelihoods` of "y", "z" and "indices"; `indices` (B,h,w); `sent` (B,h,w);
+            `index_logits` (B,1024,h,w) of the predictor.
+        """
+        batch = len(x)
+        if isinstance(quality, int):
+            quality = torch.full((batch,), quality, device=x.device)
+        indices = self.indices_of(x)
+        if isinstance(sent, str):
+            sent = schedule_mask(sent, *indices.shape[1:], x.device).expand(batch, -1, -1)
+        latent = self.continuous(x, quality)
+        logits = self.predictor(indices, sent, latent.y_hat)
+        codes = self.fill_in(indices, sent, logits)
+        likelihoods = latent.likelihoods | {
+            "indices": self.index_likelihoods(indices, sent, latent.y_gained, quality)
+        }
+        return {
+            "x_hat": self.pixel_decoder(codes, self.correction(latent.y_hat)),
+            "likelihoods": likelihoods,
+            "indices": indices,
+            "sent": sent,
+            "index_logits": logits,
+        }
+
+    def update(self, scale_table: None = None, force: bool = False, update_quantiles: bool = False) -> bool:
+        """Bake the tables that the coder reads; needed once after training or loading weights without tables.
+
+        The arguments are CompressAI's; tables are always baked anew, and only if `force` or not baked yet.
+        """
+        baked = bool(self.continuous.z_counts.any())
+        if baked and not force:
+            return False
+        self.continuous.bake_tables()
+        return True
+
+    def probability(self) -> ProbabilityModel:
+        """What feeds the entropy coder, from the weights and tables as they are now."""
+        if not self.continuous.z_counts.any():
+            raise RuntimeError("the tables are not baked: call model.update() first")
+        return Float64Probability(self.continuous, self.index_prior)
+
+    @torch.inference_mode()
+    def analyse(self, image: Tensor) -> Analysed:
+        """Image (1,3,H,W) in [0,1], H and W multiples of 16 -> what can be coded of it."""
+        return Analysed(image, self.continuous.analysis(image).float(), self.indices_of(image)[0].cpu().numpy())
+
+    @torch.inference_mode()
+    def write(
+        self,
+        analysed: Analysed,
+        quality: int,
+        schedule: str,
+        header: bytes = b"",
+        probability: ProbabilityModel | None = None,
+    ) -> tuple[bytes, Coded]:
+        """Code one image.
+
+        Args:
+            quality: 0..63.
+            schedule: one of `hybridflow.masking.SCHEDULES`.
+            header: covered by the check inside the stream.
+            probability: from `probability()`, made anew if not given.
+
+        Returns:
+            The stream, and what it holds.
+        """
+        probability = probability or self.probability()
+        q = torch.tensor([quality], device=analysed.latent.device)
+        gained, z = self.continuous.gain(analysed.latent, q)
+        z = z[0].round().long().cpu().numpy()
+        h, w = gained.shape[-2:]
+        coder = Encoder()
+        code_z(coder, probability, h, w, z)
+        y = code_y(coder, probability, quality, z, h, w, gained[0].double().cpu().numpy())
+        code_check(coder, header, z, y)
+        regions = self._choose_regions(analysed, y, q) if schedule == "dynamic" else None
+        sent = code_sent(coder, schedule, h, w, regions)
+        sent, indices = code_indices(coder, probability, quality, y, sent, analysed.indices)
+        return coder.finish(), Coded(z, y, sent, indices)
+
+    @torch.inference_mode()
+    def read(
+        self,
+        stream: bytes,
+        h: int,
+        w: int,
+        quality: int,
+        schedule: str,
+        header: bytes = b"",
+        probability: ProbabilityModel | None = None,
+        sections: dict[str, float] | None = None,
+        salvage: bool = False,
+    ) -> Coded:
+        """Undo `write` for an index map of h x w.
+
+        Args:
+            sections: filled with the bits of each section of the stream.
+            salvage: of a stream cut behind its continuous part, take the index steps that are there whole.
+
+        Raises:
+            FormatError: the stream does not hold what its check says.
+        """
+        probability = probability or self.probability()
+        coder, sections = Decoder(stream), {} if sections is None else sections
+
+        def section(name: str) -> None:
+            sections[name] = coder.bits - sum(sections.values())
+
+        z = code_z(coder, probability, h, w)
+        section("z")
+        y = code_y(coder, probability, quality, z, h, w)
+        section("y")
+        code_check(coder, header, z, y)
+        section("check")
+        sent = code_sent(coder, schedule, h, w)
+        section("schedules")
+        sent, indices = code_indices(coder, probability, quality, y, sent, salvage=salvage)
+        section("indices")
+        return Coded(z, y, sent, indices)
+
+    @torch.inference_mode()
+    def synthesise(self, coded: Coded, quality: int, *, corrected: bool = True) -> Tensor:
+        """What the file holds -> image (1,3,16h,16w) in [0,1]."""
+        device = self.codebook.codewords.device
+        y_hat = self._y_hat(coded.y, torch.tensor([quality], device=device))
+        indices, sent = (torch.from_numpy(a)[None].to(device) for a in (coded.indices, coded.sent))
+        return self.decode_pixels(indices, sent, y_hat, corrected=corrected).float().clamp(0, 1)
+
+    def compress(self, x: Tensor, quality: int = 31, schedule: str = "1_4") -> dict:
+        """CompressAI's convention: images (B,3,H,W) -> {"strings": [[a stream an image]], "shape": (h, w)}."""
+        probability = self.probability()
+        streams = [
+            self.write(self.analyse(image[None]), quality, schedule, probability=probability)[0] for image in x
+        ]
+        return {"strings": [streams], "shape": (x.shape[-2] // 16, x.shape[-1] // 16)}
+
+    def decompress(self, strings: list, shape: tuple[int, int], quality: int = 31, schedule: str = "1_4") -> dict:
+        """CompressAI's convention: what `compress` gave, with the same quality and schedule -> {"x_hat": (B,3,H,W)}."""
+        probability = self.probability()
+        coded = [self.read(stream, *shape, quality, schedule, probability=probability) for stream in strings[0]]
+        return {"x_hat": torch.cat([self.synthesise(c, quality) for c in coded])}
+
+    def _y_hat(self, y: np.ndarray, quality: Tensor) -> Tensor:
+        gained = torch.from_numpy(y)[None].to(quality.device).float() / MEAN_STEPS
+        return self.continuous.ungain(gained, quality)
+
+    def _choose_regions(self, analysed: Analysed, y: np.ndarray, quality: Tensor) -> np.ndarray:
+        device = quality.device
+        indices = torch.from_numpy(analysed.indices)[None].to(device)
+        y_hat = self._y_hat(y, quality)
+        gained = torch.from_numpy(y)[None].to(device).float() / MEAN_STEPS
+        lpips = spatial_lpips().to(device)
+        errors, index_bits = [], []
+        for schedule in UNIFORM_SCHEDULES:
+            sent = schedule_mask(schedule, *indices.shape[1:], device)[None]
+            errors.append(error_map(analysed.image, self.decode_pixels(indices, sent, y_hat).clamp(0, 1), lpips))
+            index_bits.append(-self.index_likelihoods(indices, sent, gained, quality).log2())
+        weight = float(rate_weight(quality))
+        return choose_regions(torch.cat(errors), torch.cat(index_bits), weight).cpu().numpy()

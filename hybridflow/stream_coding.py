@@ -1,0 +1,142 @@
+"""The order of things in the stream: z, y_c, a check, the regions' schedules, the sent indices.
+
+Each function runs in both directions: with an `Encoder` it writes the values it is given, with a `Decoder` it reads
+them; either way it returns them, so that the two sides cannot drift apart.
+"""
+
+import numpy as np
+import torch
+
+from hybridflow.container import checksum16
+from hybridflow.entropy import Decoder, Encoder, quantise_pmf
+from hybridflow.errors import FormatError
+from hybridflow.exact import ProbabilityModel
+from hybridflow.masking import UNIFORM_SCHEDULES, coding_steps, region_grid, region_mask, schedule_mask
+from hybridflow.probability import INDEX_STEPS, MEAN_STEPS, latent_step_masks
+
+Coder = Encoder | Decoder
+
+
+def _signed(coder: Coder, values: np.ndarray | None, n: int, counts: np.ndarray) -> np.ndarray:
+    if isinstance(coder, Decoder):
+        return coder.decode_signed(n, counts)
+    coder.encode_signed(values, counts)
+    return values
+
+
+def code_z(coder: Coder, model: ProbabilityModel, h: int, w: int, z: np.ndarray | None = None) -> np.ndarray:
+    """z (Z,ceil(h/4),ceil(w/4)) int64, channel by channel, each in raster order with its own table."""
+    rows, columns = -(-h // 4), -(-w // 4)
+    channels = [
+        _signed(coder, None if z is None else z[c].ravel(), rows * columns, counts)
+        for c, counts in enumerate(model.z_counts)
+    ]
+    return np.stack(channels).reshape(-1, rows, columns)
+
+
+def code_y(
+    coder: Coder, model: ProbabilityModel, quality: int, z: np.ndarray, h: int, w: int, y: np.ndarray | None = None
+) -> np.ndarray:
+    """y_c in the gained domain -> y^_c (M,h,w) int64, in sixteenths.
+
+    Step by step (`latent_step_masks`); inside a step the symbols are sorted by scale-table index, then by channel, row
+    and column, and coded as the rounded distance to their mean.
+
+    Args:
+        z: (Z,ceil(h/4),ceil(w/4)) int64, coded before.
+        y: (M,h,w) float, not rounded; for the encoder.
+    """
+    features = model.hyper_features(z, quality, h, w)
+    known = np.zeros((model.channels, h, w), np.int64)
+    for step, mask in enumerate(latent_step_masks(model.channels, h, w).numpy()):
+        mean, scale = (field[mask] for field in model.latent_step(features, known, step, quality))
+        order = np.argsort(scale, kind="stable")
+        residual = np.zeros(len(mean), np.int64)
+        if y is not None:
+            residual = np.rint(y[mask] - mean / MEAN_STEPS).astype(np.int64)
+        starts = np.searchsorted(scale[order], np.arange(len(model.scale_counts) + 1))
+        for index, (start, end) in enumerate(zip(starts[:-1], starts[1:])):
+            chosen = order[start:end]
+            residual[chosen] = _signed(coder, residual[chosen], len(chosen), model.scale_counts[index])
+        known[mask] = residual * MEAN_STEPS + mean
+    return known
+
+
+def code_check(coder: Coder, header: bytes, z: np.ndarray, y: np.ndarray) -> None:
+    """16 bits over header, z and y^_c, behind them in the stream.
+
+    Raises:
+        FormatError: a decoder came to other values than the encoder.
+    """
+    check = checksum16(header + z.astype("<i4").tobytes() + y.astype("<i4").tobytes())
+    if isinstance(coder, Encoder):
+        coder.encode_uniform(check, 16)
+    elif coder.decode_uniform(16) != check:
+        raise FormatError("the continuous stream is damaged or cut short: get the file again from its source")
+
+
+def code_sent(coder: Coder, schedule: str, h: int, w: int, regions: np.ndarray | None = None) -> np.ndarray:
+    """The sent positions (h,w) bool: for a uniform schedule nothing is coded, for dynamic masking its regions are.
+
+    Args:
+        regions: (rows,cols) int64, indices into `UNIFORM_SCHEDULES`; for the encoder of `dynamic`.
+    """
+    if schedule != "dynamic":
+        return schedule_mask(schedule, h, w).numpy()
+    return region_mask(torch.from_numpy(_code_regions(coder, h, w, regions)), h, w).numpy()
+
+
+def _code_regions(coder: Coder, h: int, w: int, regions: np.ndarray | None) -> np.ndarray:
+    """In raster order, by a table that starts even and counts what it has seen."""
+    rows, columns = region_grid(h, w)
+    seen = np.full(len(UNIFORM_SCHEDULES), 2)
+    out = np.zeros(rows * columns, np.int64)
+    for position in range(rows * columns):
+        counts = quantise_pmf(seen)
+        if isinstance(coder, Encoder):
+            out[position] = regions.ravel()[position]
+            coder.encode(out[position : position + 1], counts)
+        else:
+            out[position] = coder.decode(1, counts)[0]
+        seen[out[position]] += 1
+    return out.reshape(rows, columns)
+
+
+def code_indices(
+    coder: Coder,
+    model: ProbabilityModel,
+    quality: int,
+    y: np.ndarray,
+    sent: np.ndarray,
+    indices: np.ndarray | None = None,
+    salvage: bool = False,
+) -> tuple[np.ndarray, np.ndarray]:
+    """The sent (h,w) bool indices (h,w) int64, step by step (`coding_steps`), each step in raster order.
+
+    Args:
+        y: y^_c (M,h,w) int64 in sixteenths, coded before.
+        salvage: stop, in a stream that was cut, at the first step that is not there whole.
+
+    Returns:
+        The positions (h,w) bool that are known now, `sent` unless salvaging, and their indices, zero elsewhere.
+    """
+    steps = coding_steps(*sent.shape).numpy()
+    known, out = np.zeros_like(sent), np.zeros(sent.shape, np.int64)
+    if not sent.any():
+        return known, out
+    features = model.index_features(y, quality)
+    for step in range(INDEX_STEPS):
+        wanted = sent & (steps == step)
+        if not wanted.any():
+            continue
+        counts = model.index_step(features, out, known, step, wanted)
+        if isinstance(coder, Encoder):
+            coder.encode(indices[wanted], counts)
+            out[wanted] = indices[wanted]
+        else:
+            symbols = coder.decode(len(counts), counts)
+            if salvage and coder.past_end:
+                break
+            out[wanted] = symbols
+        known = known | wanted
+    return known, out

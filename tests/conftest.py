@@ -1,0 +1,68 @@
+"""A small model with random weights that all tests share; nothing here depends on trained weights."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from hybridflow.checkpoint import load_release, save_release
+from hybridflow.codec import Codec
+from hybridflow.model import HybridFlow, Preset
+
+SMALL = Preset(
+    encoder_widths=(16, 16, 24),
+    encoder_depths=(1, 1, 1),
+    decoder_widths=(16, 16, 24),
+    decoder_depths=(1, 1, 1),
+    half_channels=8,
+    code_dim=8,
+    latent_channels=8,
+    z_channels=8,
+    context_width=16,
+    prior_width=16,
+    prior_embedding=8,
+    predictor_dim=16,
+    predictor_depth=2,
+    predictor_heads=2,
+    num_codes=64,
+)
+
+
+def random_model(seed: int) -> HybridFlow:
+    """Random weights, spread out enough that y^_c, z and the indices are not all zero."""
+    torch.manual_seed(seed)
+    model = HybridFlow(SMALL)
+    with torch.no_grad():
+        model.continuous.log_gain.anchors += 2.5
+        torch.nn.init.normal_(model.continuous.context.out.weight, std=0.05)
+        for join in model.correction.joins:
+            torch.nn.init.normal_(join.weight, std=0.1)
+        model.codebook.codewords.mul_(0.1)
+    model.update()
+    return model.eval()
+
+
+def _save(folder: Path, seed: int) -> Path:
+    path = folder / f"small-{seed}.safetensors"
+    save_release(path, random_model(seed), {})
+    return path
+
+
+@pytest.fixture(scope="session")
+def checkpoint_path(tmp_path_factory) -> Path:
+    return _save(tmp_path_factory.mktemp("checkpoints"), seed=0)
+
+
+@pytest.fixture(scope="session")
+def other_checkpoint_path(tmp_path_factory) -> Path:
+    return _save(tmp_path_factory.mktemp("checkpoints"), seed=1)
+
+
+@pytest.fixture(scope="session")
+def codec(checkpoint_path) -> Codec:
+    return Codec(load_release(checkpoint_path)[0], "small")
+
+
+@pytest.fixture(scope="session")
+def photos() -> list[Path]:
+    return sorted((Path(__file__).parent / "photos").glob("*.png"))

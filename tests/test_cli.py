@@ -1,0 +1,316 @@
+"""The command line: the whole way there and back, and one line of error with no output for all that can go wrong."""
+
+import contextlib
+import io
+import json
+import re
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from hybridflow.cli import main
+from hybridflow.container import unpack
+from hybridflow.errors import HybridFlowError
+from hybridflow.image_io import read_image
+from hybridflow.masking import SCHEDULES
+
+SIZE = (70, 45)
+
+
+def picture(seed=0):
+    coarse = np.random.default_rng(seed).integers(0, 256, (4, 5, 3), dtype=np.uint8)
+    return Image.fromarray(coarse).resize(SIZE, Image.Resampling.BICUBIC)
+
+
+@pytest.fixture
+def run(checkpoint_path):
+    """Calls a command on the test's checkpoint and returns its exit code."""
+    return lambda command, *args: main([command, "--checkpoint", str(checkpoint_path), *map(str, args)])
+
+
+@pytest.fixture
+def photo(tmp_path):
+    picture().save(tmp_path / "photo.jpg", quality=95)
+    return tmp_path / "photo.jpg"
+
+
+@pytest.fixture
+def encoded(run, photo):
+    """photo.hf beside photo.jpg."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        assert run("encode", photo, "--schedule", "1_4") == 0
+    return photo.with_suffix(".hf")
+
+
+def the_error(capsys):
+    """The one line on standard error, nothing being on standard output."""
+    out, err = capsys.readouterr()
+    assert out == "" and err.count("\n") == 1 and err.startswith("hybridflow: error: "), (out, err)
+    return err
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def feed(monkeypatch, data):
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(data)))
+
+
+# --- there and back -------------------------------------------------------------------------------------------------
+
+
+def test_photo_to_bytes_and_back(run, photo, capsys):
+    assert run("encode", photo, "--quality", 20, "--schedule", "1_9") == 0
+    file = photo.with_suffix(".hf")
+    size = file.stat().st_size
+    bpp = 8 * size / (SIZE[0] * SIZE[1])
+    assert capsys.readouterr().out == f"{file}: {size} bytes, {bpp:.4f} bpp, quality 20, schedule 1_9\n"
+    header, _ = unpack(file.read_bytes())
+    assert (header.width, header.height, header.quality, header.schedule) == (*SIZE, 20, "1_9")
+
+    assert run("decode", file) == 0
+    assert capsys.readouterr().out == f"{photo.with_suffix('.png')}: 70 x 45\n"
+    assert read_image(photo.with_suffix(".png")).size == SIZE
+    assert names(photo.parent) == ["photo.hf", "photo.jpg", "photo.png"]
+
+
+def test_standard_streams(run, photo, encoded, capsysbinary, monkeypatch):
+    feed(monkeypatch, photo.read_bytes())
+    assert run("encode", "-", "--schedule", "1_4") == 0
+    data, told = capsysbinary.readouterr()
+    assert data == encoded.read_bytes() and told.startswith(b"-: ")
+
+    feed(monkeypatch, data)
+    assert run("decode", "-") == 0
+    decoded = read_image(capsysbinary.readouterr().out)
+    assert run("decode", encoded, "-o", "-") == 0
+    assert read_image(capsysbinary.readouterr().out) == decoded
+
+    feed(monkeypatch, data)
+    assert run("decode", "-", "-o", photo.parent / "from-stdin.png") == 0
+    assert read_image(photo.parent / "from-stdin.png") == decoded
+
+
+def test_a_rate_is_a_limit(run, photo, tmp_path):
+    for i, (option, limit) in enumerate([("--bytes", 100000), ("--bpp", 200)]):
+        assert run("encode", photo, option, limit, "-o", tmp_path / f"{i}.hf") == 0
+    assert (tmp_path / "0.hf").read_bytes() == (tmp_path / "1.hf").read_bytes()
+
+
+def test_a_rate_that_no_file_meets(run, photo, capsys):
+    assert run("encode", photo, "--bytes", 3) == 1
+    the_error(capsys)
+    assert names(photo.parent) == ["photo.jpg"]
+
+
+def test_a_folder_with_a_bad_file_in_it(run, tmp_path, capsys):
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    picture(1).save(photos / "a.png")
+    (photos / "b.jpg").write_text("not a photo")
+    picture(2).save(photos / "c.webp")
+    (photos / "notes.txt").write_text("left alone")
+
+    assert run("encode", photos, "-o", tmp_path / "packed") == 1
+    out, err = capsys.readouterr()
+    assert names(tmp_path / "packed") == ["a.hf", "c.hf"] and out.count("\n") == 2
+    assert f"hybridflow: error: {photos / 'b.jpg'}: " in err and "Traceback" not in err
+
+    assert run("decode", tmp_path / "packed", "-o", f"{tmp_path}/unpacked/") == 0
+    assert names(tmp_path / "unpacked") == ["a.png", "c.png"]
+    assert run("decode", tmp_path / "packed") == 0
+    assert names(tmp_path / "packed") == ["a.hf", "a.png", "c.hf", "c.png"]
+
+
+def test_output_formats_follow_the_name(run, encoded, tmp_path, capsys):
+    assert run("decode", encoded, "-o", tmp_path / "photo.webp") == 0
+    assert (tmp_path / "photo.webp").read_bytes()[8:12] == b"WEBP"
+    (tmp_path / "sub").mkdir()
+    assert run("decode", encoded, "-o", tmp_path / "sub") == 0
+    assert names(tmp_path / "sub") == ["photo.png"]
+    capsys.readouterr()
+    assert run("decode", encoded, "-o", tmp_path / "photo.xyz") == 1
+    assert ".png" in the_error(capsys)
+
+
+def test_transparency_is_told(run, tmp_path, capsys):
+    Image.new("RGBA", (16, 16), (255, 0, 0, 100)).save(tmp_path / "glass.png")
+    assert run("encode", tmp_path / "glass.png") == 0
+    err = capsys.readouterr().err
+    assert err.startswith(f"hybridflow: warning: {tmp_path / 'glass.png'}: ") and "transparency" in err
+
+
+def test_info(run, encoded, capsys):
+    assert run("info", "--json", encoded) == 0
+    facts = json.loads(capsys.readouterr().out)
+    size = encoded.stat().st_size
+    assert (facts["name"], facts["width"], facts["height"]) == (str(encoded), *SIZE)
+    assert facts["bytes"] == size and facts["bpp"] == pytest.approx(8 * size / (70 * 45))
+    assert facts["schedule"] == "1_4" and len(bytes.fromhex(facts["model_id"])) == 3
+    assert {"header", "z", "y", "indices"} <= set(facts["sections"])
+    assert sum(facts["sections"].values()) == pytest.approx(size, abs=1.01)
+
+    assert run("info", encoded) == 0
+    table = capsys.readouterr().out
+    for word in ("70 x 45", "1_4", facts["model_id"], "indices", "100.0%"):
+        assert word in table
+
+
+def test_compare(run, photo, encoded, tmp_path, capsys):
+    assert run("compare", photo, encoded, "-o", tmp_path / "side.png") == 0
+    line = capsys.readouterr().out
+    bpp, psnr, lpips = map(float, re.search(r", ([\d.]+) bpp, PSNR ([\d.]+) dB, LPIPS ([\d.]+)\n", line).groups())
+    assert bpp == pytest.approx(8 * encoded.stat().st_size / (70 * 45), abs=1e-4) and psnr > 0 and lpips > 0
+    side = read_image(tmp_path / "side.png")
+    assert side.width > 2 * SIZE[0] and side.height > SIZE[1]
+    assert side.crop((8, 8, 8 + SIZE[0], 8 + SIZE[1])) == read_image(photo)
+
+    run("decode", encoded)
+    capsys.readouterr()
+    assert run("compare", photo, photo.with_suffix(".png")) == 0
+    assert f"PSNR {psnr:.2f} dB, LPIPS {lpips:.4f}" in capsys.readouterr().out
+
+
+def test_compare_refuses_another_size(run, photo, tmp_path, capsys):
+    Image.new("RGB", (9, 9)).save(tmp_path / "small.png")
+    assert run("compare", photo, tmp_path / "small.png", "-o", tmp_path / "side.png") == 1
+    assert "size" in the_error(capsys) and not (tmp_path / "side.png").exists()
+
+
+def test_preview_and_salvage_take_what_is_left(run, encoded, tmp_path, capsys):
+    cut = tmp_path / "cut.hf"
+    cut.write_bytes(encoded.read_bytes()[:-2])
+    assert run("decode", cut) == 1
+    assert "--salvage" in the_error(capsys) and not (tmp_path / "cut.png").exists()
+    for option in ("--preview", "--salvage"):
+        assert run("decode", cut, option, "--force") == 0
+        assert read_image(tmp_path / "cut.png").size == SIZE
+
+
+# --- what goes wrong ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("content", [b"I am a text file.\n", b"", None])
+@pytest.mark.parametrize("command", ["encode", "decode", "info"])
+def test_foreign_empty_and_missing_files(run, command, content, tmp_path, capsys):
+    file = tmp_path / "file.txt"
+    if content is not None:
+        file.write_bytes(content)
+    before = names(tmp_path)
+    assert run(command, file) == 1
+    assert str(file) in the_error(capsys)
+    assert names(tmp_path) == before
+
+
+@pytest.mark.parametrize("command", ["decode", "info"])
+def test_cut_and_flipped_files(run, command, encoded, tmp_path, capsys):
+    data = encoded.read_bytes()
+    cuts = [data[:n] for n in (1, 2, 6, len(data) // 2, len(data) - 1)]
+    places = (0, 1, 3, 5, 8, len(data) // 2, len(data) - 1)
+    flips = [data[:n] + bytes([data[n] ^ 16]) + data[n + 1 :] for n in places]
+    for damaged in cuts + flips:
+        (tmp_path / "damaged.hf").write_bytes(damaged)
+        assert run(command, tmp_path / "damaged.hf") == 1
+        assert "damaged.hf: " in the_error(capsys)
+    assert names(tmp_path) == ["damaged.hf", "photo.hf", "photo.jpg"]
+
+
+def test_another_checkpoint(encoded, other_checkpoint_path, capsys):
+    before = names(encoded.parent)
+    for command in ("decode", "info"):
+        assert main([command, str(encoded), "--checkpoint", str(other_checkpoint_path)]) == 1
+        the_error(capsys)
+    assert names(encoded.parent) == before
+
+
+def test_no_checkpoint(photo, tmp_path, capsys):
+    (tmp_path / "text.safetensors").write_text("no weights")
+    text = str(tmp_path / "text.safetensors")
+    for options in (["--preset", "enormous"], ["--checkpoint", "missing"], ["--checkpoint", text]):
+        assert main(["encode", str(photo), *options]) == 1
+        the_error(capsys)
+    assert not photo.with_suffix(".hf").exists()
+
+
+def test_nothing_is_overwritten(run, photo, encoded, tmp_path, capsys):
+    before = encoded.read_bytes()
+    picture_file = tmp_path / "photo.png"
+    picture_file.write_bytes(b"precious")
+    for arguments in (["encode", photo], ["decode", encoded], ["compare", photo, encoded, "-o", picture_file]):
+        assert run(*arguments) == 1
+        assert "--force" in the_error(capsys)
+    assert encoded.read_bytes() == before and picture_file.read_bytes() == b"precious"
+    assert run("encode", photo, "--force") == 0 and run("decode", encoded, "--force") == 0
+    assert read_image(picture_file).size == SIZE
+
+
+def test_two_inputs_of_one_output(run, tmp_path, capsys):
+    for name in ("photo.png", "photo.webp"):
+        picture().save(tmp_path / name)
+    assert run("encode", tmp_path) == 1
+    assert "photo.hf" in the_error(capsys) and names(tmp_path) == ["photo.png", "photo.webp"]
+
+
+def test_an_empty_folder(run, tmp_path, capsys):
+    assert run("encode", tmp_path) == 1
+    assert str(tmp_path) in the_error(capsys)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--quality", "64"],
+        ["--quality", "-1"],
+        ["--quality", "good"],
+        ["--bpp", "0"],
+        ["--bpp", "nan"],
+        ["--bytes", "1.5"],
+        ["--schedule", "half"],
+        ["--bpp", "0.1", "--quality", "3"],
+        ["--bpp", "0.1", "--bytes", "300"],
+        ["--preset", "base", "--checkpoint", "file"],
+        ["--device", "abacus"],
+        ["other.jpg", "-o", "-"],
+        ["-"],
+    ],
+)
+def test_wrong_usage(photo, options, capsys):
+    with pytest.raises(SystemExit) as leaving:
+        main(["encode", str(photo), *options])
+    assert leaving.value.code == 2 and "error: " in capsys.readouterr().err
+    assert names(photo.parent) == ["photo.jpg"]
+
+
+def test_debugging_shows_the_traceback(run, tmp_path, monkeypatch):
+    monkeypatch.setenv("HYBRIDFLOW_DEBUG", "1")
+    with pytest.raises(HybridFlowError):
+        run("encode", tmp_path / "missing.png")
+
+
+# --- help -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", ["encode", "decode", "info", "compare"])
+def test_help_teaches_by_examples(command, capsys):
+    with pytest.raises(SystemExit) as leaving:
+        main([command, "--help"])
+    text = capsys.readouterr().out
+    assert leaving.value.code == 0 and f"examples:\n  hybridflow {command} " in text
+    if command == "encode":
+        assert all(name in text for name in SCHEDULES)
+
+
+def test_help_and_foreign_files_need_no_torch(tmp_path):
+    (tmp_path / "text.hf").write_text("some text")
+    script = (
+        "import sys; from hybridflow.cli import main; code = main(['info', sys.argv[1]]);"
+        "sys.exit(code if 'torch' not in sys.modules else 9)"
+    )
+    done = subprocess.run([sys.executable, "-c", script, tmp_path / "text.hf"], capture_output=True, text=True)
+    assert done.returncode == 1 and done.stdout == ""
+    assert re.fullmatch(r"hybridflow: error: .*text\.hf: this is not an \.hf file: [^\n]*\n", done.stderr)

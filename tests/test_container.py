@@ -1,0 +1,106 @@
+"""The .hf file: round trips, its exact bytes, and one clear line for everything that is not a whole file."""
+
+import zlib
+
+import numpy as np
+import pytest
+
+from hybridflow.container import MAX_PIXELS, Header, checksum16, pack, unpack
+from hybridflow.errors import FormatError
+from hybridflow.masking import SCHEDULES
+
+KODAK = Header(768, 512, 31, "1_4", b"\x01\x02\x03")
+
+
+def with_crc(body):
+    return body + zlib.crc32(body).to_bytes(4, "big")
+
+
+@pytest.mark.parametrize("width, height", [(1, 1), (128, 129), (768, 512), (40, 3000), (16384, 4096)])
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_round_trip(width, height, schedule):
+    for quality in (0, 63):
+        header = Header(width, height, quality, schedule, b"abc")
+        for stream in (b"", b"\x00", b"stream"):
+            assert unpack(pack(header, stream)) == (header, stream)
+
+
+def test_the_bytes_of_a_kodak_header():
+    assert KODAK.pack() == b"H\xf1" + b"\x01\x02\x03" + b"\xff\x05" + b"\xff\x03" + b"\x1f\x01"
+    assert pack(KODAK, b"S") == with_crc(KODAK.pack() + b"S")
+    assert Header(1, 1, 0, "full", b"abc").pack() == b"H\xf1abc\0\0\0\0"
+
+
+@pytest.mark.parametrize(
+    "data, words",
+    [
+        (b"", "empty"),
+        (b"hello, I am a text file\n", "not an .hf file"),
+        (b"Hello", "not an .hf file"),
+        (b"H", "cut or damaged"),
+        (b"H\xf1", "cut or damaged"),
+        (b"H\xf2" + pack(KODAK, b"x")[2:], "update hybridflow"),
+        (pack(KODAK, b"stream")[:-1], "cut or damaged"),
+        (with_crc(KODAK.pack()[:6]), "cut or damaged"),
+        (with_crc(b"H\xf1abc" + b"\xff" * 9 + b"\0\0"), "cut or damaged"),
+        (with_crc(b"H\xf1abc" + b"\0\0" + b"\x40\0"), "does not exist"),
+        (with_crc(b"H\xf1abc" + b"\0\0" + b"\0\x05"), "does not exist"),
+        (pack(Header(2**32, 2**32, 0, "full", b"abc"), b""), "over the limit"),
+    ],
+)
+def test_each_fault_has_its_line(data, words):
+    with pytest.raises(FormatError, match=words) as error:
+        unpack(data)
+    assert "\n" not in str(error.value)
+
+
+def test_every_cut_and_every_flipped_bit_is_found():
+    data = pack(KODAK, bytes(range(40)))
+    for length in range(len(data)):
+        with pytest.raises(FormatError):
+            unpack(data[:length])
+    for bit in range(8 * len(data)):
+        flipped = bytearray(data)
+        flipped[bit // 8] ^= 1 << bit % 8
+        with pytest.raises(FormatError):
+            unpack(bytes(flipped))
+
+
+def test_unchecked_reading_takes_what_is_there():
+    data = pack(KODAK, b"a longer stream")
+    assert unpack(data, check=False) == (KODAK, b"a longer stream")
+    assert unpack(data[:15], check=False) == (KODAK, b"a lo")
+    assert unpack(KODAK.pack(), check=False) == (KODAK, b"")
+    with pytest.raises(FormatError):
+        unpack(KODAK.pack()[:-1], check=False)
+
+
+def test_hostile_bytes_never_crash():
+    rng = np.random.default_rng(0)
+    for n in rng.integers(0, 30, 2000):
+        for data in (b"H\xf1" + rng.bytes(int(n)), with_crc(b"H\xf1" + rng.bytes(int(n)))):
+            try:
+                header, _ = unpack(data, check=False)
+                assert header.width * header.height <= MAX_PIXELS
+            except FormatError as error:
+                assert "\n" not in str(error)
+
+
+def test_the_limit_is_the_callers():
+    data = pack(Header(100, 100, 0, "none", b"abc"), b"")
+    assert unpack(data, max_pixels=10000)[0].width == 100
+    with pytest.raises(FormatError, match="max_pixels"):
+        unpack(data, max_pixels=9999)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [(0, 1, 0, "full", b"abc"), (1, 1, 64, "full", b"abc"), (1, 1, 0, "half", b"abc"), (1, 1, 0, "full", b"a")],
+)
+def test_a_header_holds_only_what_exists(fields):
+    with pytest.raises(FormatError):
+        Header(*fields)
+
+
+def test_checksum16_is_the_catalogued_crc():
+    assert checksum16(b"123456789") == 0x29B1

@@ -1,0 +1,221 @@
+"""The range coder: exact round trips, exact lengths, the documented arithmetic, and hostile bytes."""
+
+import numpy as np
+import pytest
+
+from hybridflow.entropy import PRECISION, Decoder, Encoder, quantise_pmf
+from hybridflow.errors import FormatError
+
+
+def random_tables(rng, n, size):
+    return quantise_pmf(rng.dirichlet(np.full(size, 0.2), n))
+
+
+def draw(rng, counts):
+    """One symbol a row, by the row's own probabilities."""
+    return (rng.integers(0, 2**PRECISION, (len(counts), 1)) >= np.cumsum(counts, axis=1)).sum(axis=1)
+
+
+class DocumentedCoder:
+    """The encoder written from the docstring of hybridflow.entropy alone, in plain Python integers."""
+
+    def __init__(self):
+        self.low, self.range, self.words = 0, 2**64 - 1, 0
+
+    def _interval(self, start, end):
+        step = self.range >> 24
+        self.low, self.range = self.low + step * start, step * (end - start)
+        if self.range < 2**32:
+            self.low, self.range, self.words = self.low << 32, self.range << 32, self.words + 1
+
+    def symbol(self, k, counts):
+        size, sums = len(counts), [0, *np.cumsum(counts).tolist()]
+        bounds = [c * (2**24 - size) // 2**PRECISION + i for i, c in enumerate(sums[:-1])] + [2**24]
+        self._interval(bounds[k], bounds[k + 1])
+
+    def uniform(self, value, bits):
+        self._interval(value << 24 - bits, (value + 1) << 24 - bits)
+
+    def accepts(self, data):
+        """Whether data, continued by zero bytes, lies in the final interval."""
+        value = int.from_bytes(data, "big") << 32 * self.words + 64 - 8 * len(data)
+        return self.low <= value < self.low + self.range
+
+    def shortest(self):
+        """Length of the shortest string of bytes that would do."""
+        total = 32 * self.words + 64
+        return next(
+            length
+            for length in range(total // 8 + 1)
+            if -(-self.low >> total - 8 * length) << total - 8 * length < self.low + self.range
+        )
+
+
+def test_quantise_pmf_gives_whole_tables():
+    rng = np.random.default_rng(0)
+    for size in (2, 3, 66, 1024):
+        pmf = rng.dirichlet(np.full(size, 0.05), 50)
+        counts = quantise_pmf(pmf)
+        assert counts.dtype == np.int64 and counts.min() >= 1
+        assert (counts.sum(axis=1) == 2**PRECISION).all()
+        assert np.abs(counts / 2**PRECISION - pmf).max() <= 2 * size / 2**PRECISION
+        assert (quantise_pmf(pmf[7]) == counts[7]).all()
+        assert (quantise_pmf(pmf * 1e-300) == quantise_pmf(pmf[::-1] * 1e-300)[::-1]).all()
+
+
+def test_quantise_pmf_at_the_edges():
+    assert quantise_pmf(np.array([0.0, 5e-324])).tolist() == [1, 2**PRECISION - 1]
+    assert quantise_pmf(np.full(2, 1e308)).tolist() == [2**19, 2**19]
+    assert quantise_pmf(np.ones(3)).tolist() == [349526, 349525, 349525]
+    assert (quantise_pmf(np.ones(2**PRECISION)) == 1).all()
+    assert quantise_pmf(np.zeros((0, 4))).shape == (0, 4)
+
+
+@pytest.mark.parametrize("bad", [[0, 0], [1, -1], [1, np.nan], [1, np.inf], [1], [[1, 1], [0, 0]]])
+def test_quantise_pmf_refuses(bad):
+    with pytest.raises(ValueError):
+        quantise_pmf(np.array(bad, dtype=np.float64))
+
+
+def test_streams_round_trip_and_are_the_shortest():
+    rng = np.random.default_rng(1)
+    overhead = []
+    for n in [0, 1, 1, 1, 2, 3, 5, 8, 20, 100, 1000] * 20:
+        counts = random_tables(rng, n, int(rng.integers(2, 40)))
+        symbols = draw(rng, counts)
+        encoder = Encoder()
+        encoder.encode(symbols, counts)
+        data = encoder.finish()
+        decoder = Decoder(data)
+        assert (decoder.decode(n, counts) == symbols).all()
+        assert encoder.bits == pytest.approx(-np.log2(counts[range(n), symbols] / 2**PRECISION).sum(), abs=1e-6)
+        overhead.append(len(data) - encoder.bits / 8)
+        reference = DocumentedCoder()
+        for symbol, row in zip(symbols.tolist(), counts):
+            reference.symbol(symbol, row)
+        assert reference.accepts(data) and len(data) == reference.shortest()
+    assert np.mean(overhead) < 1 and max(overhead) < 1.01
+
+
+def test_mixed_sections_round_trip():
+    rng = np.random.default_rng(2)
+    shared, signed = random_tables(rng, 1, 9)[0], random_tables(rng, 1, 12)[0]
+    rows, signed_rows = random_tables(rng, 50, 30), random_tables(rng, 50, 6)
+    symbols, row_symbols = rng.integers(0, 9, 200), draw(rng, rows)
+    values, row_values = rng.integers(-9, 10, 300), rng.integers(-4, 5, 50)
+
+    encoder = Encoder()
+    encoder.encode(symbols, shared)
+    encoder.encode_uniform(0xBEEF, 16)
+    encoder.encode_signed(values, signed)
+    encoder.encode(row_symbols, rows)
+    encoder.encode_uniform(123456789012, 37)
+    encoder.encode_signed(row_values, signed_rows)
+    data = encoder.finish()
+    assert data == encoder.finish() and abs(len(data) - encoder.bits / 8) < 1.01
+
+    decoder = Decoder(data)
+    assert (decoder.decode(200, shared) == symbols).all()
+    assert decoder.decode_uniform(16) == 0xBEEF
+    assert (decoder.decode_signed(300, signed) == values).all()
+    assert (decoder.decode(50, rows) == row_symbols).all()
+    assert decoder.decode_uniform(37) == 123456789012
+    assert (decoder.decode_signed(50, signed_rows) == row_values).all()
+    assert decoder.bits == pytest.approx(encoder.bits)
+
+
+def test_every_integer_has_a_code():
+    table = quantise_pmf(np.array([1, 4, 1, 1e-9]))
+    values = np.array([0, 1, -1, 2, -2, 3, -3, 100, -(2**31), 2**31, 2**48 - 1, 1 - 2**48])
+    encoder = Encoder()
+    encoder.encode_signed(values, table)
+    assert (Decoder(encoder.finish()).decode_signed(len(values), table) == values).all()
+    with pytest.raises(ValueError):
+        encoder.encode_signed(np.array([2**49]), table)
+
+
+def test_a_table_of_zero_and_escape_only():
+    table = quantise_pmf(np.array([9.0, 1.0]))
+    encoder = Encoder()
+    encoder.encode_signed(np.array([0, 0, -7, 0]), table)
+    assert Decoder(encoder.finish()).decode_signed(4, table).tolist() == [0, 0, -7, 0]
+
+
+def test_uniform_values_cost_their_bits_and_follow_the_documented_arithmetic():
+    encoder, reference = Encoder(), DocumentedCoder()
+    for value, bits in [(0, 0), (1, 1), (5, 3), (65535, 16), (0, 16)]:
+        encoder.encode_uniform(value, bits)
+        if bits:
+            reference.uniform(value, bits)
+    assert encoder.bits == 36 and reference.accepts(encoder.finish())
+    with pytest.raises(ValueError):
+        encoder.encode_uniform(4, 2)
+
+
+def test_nothing_costs_nothing():
+    encoder = Encoder()
+    encoder.encode(np.zeros(0, int), np.zeros((0, 5), int))
+    encoder.encode_signed(np.zeros(0, int), quantise_pmf(np.ones(4)))
+    assert encoder.finish() == b"" and encoder.bits == 0
+    assert Decoder(b"").decode(0, np.zeros((0, 5), int)).shape == (0,)
+
+
+def test_symbols_outside_their_table_are_refused():
+    for symbol in (-1, 4):
+        with pytest.raises((KeyError, ValueError)):
+            Encoder().encode(np.array([symbol]), quantise_pmf(np.ones(4)))
+    with pytest.raises(ValueError):
+        Encoder().encode_signed(np.array([0]), quantise_pmf(np.ones(3)))
+    with pytest.raises(ValueError):
+        Decoder(b"").decode(2, quantise_pmf(np.ones((3, 4))))
+
+
+def test_a_cut_stream_starts_right_and_reads_zeros_beyond_its_end():
+    rng = np.random.default_rng(3)
+    counts = random_tables(rng, 400, 20)
+    symbols = draw(rng, counts)
+    encoder = Encoder()
+    encoder.encode(symbols, counts)
+    data = encoder.finish()
+    costs = np.cumsum(PRECISION - np.log2(counts[range(400), symbols]))
+    for length in range(len(data)):
+        sure = int((costs < 8 * length - 32).sum())
+        assert (Decoder(data[:length]).decode(sure, counts[:sure]) == symbols[:sure]).all()
+        assert outcome(data[:length], counts) == outcome(data[:length] + bytes(64), counts)
+
+
+def test_a_decoder_knows_when_its_bytes_have_run_out():
+    bits = [1, 0, 1, 1, 0, 1, 0, 1] * 8
+    encoder = Encoder()
+    for bit in bits:
+        encoder.encode_uniform(bit, 1)
+    decoder = Decoder(encoder.finish()[:5])
+    for bit in bits[:32]:
+        assert decoder.decode_uniform(1) == bit and not decoder.past_end
+    decoder.decode_uniform(1)
+    assert decoder.past_end
+
+
+def outcome(data, counts):
+    try:
+        return Decoder(data).decode(len(counts), counts).tolist()
+    except FormatError as error:
+        return str(error)
+
+
+def test_hostile_bytes_give_symbols_or_one_error():
+    rng = np.random.default_rng(4)
+    escapes = quantise_pmf(np.array([1e-6, 1.0]))
+    streams = [rng.bytes(int(n)) for n in rng.integers(0, 60, 200)] + [b"\xff" * 64, b"\0" * 64, b"\xff" * 7 + b"\0"]
+    for data in streams:
+        counts = random_tables(rng, 100, 8)
+        try:
+            decoder = Decoder(data)
+            symbols = decoder.decode(100, counts)
+            assert symbols.min() >= 0 and symbols.max() < 8
+            decoder.decode_signed(1000, escapes)
+            decoder.decode_uniform(32)
+        except FormatError as error:
+            assert "\n" not in str(error)
+    with pytest.raises(FormatError):
+        Decoder(b"\xff" * 64).decode_signed(3, quantise_pmf(np.ones(2)))
