@@ -13,6 +13,8 @@ from hybridflow.errors import CheckpointError
 from hybridflow.model import HybridFlow, Preset
 
 TRAINING_ONLY = ("codebook.average_", "codebook.started")
+CONSTANTS = ("bound",)
+"""Endings of buffers that CompressAI makes of numbers in the code: 1e-9 would be zero in half precision."""
 DETERMINES_BITS = (
     "codebook.",
     "index_prior.",
@@ -60,6 +62,10 @@ def load_parts(path: str | Path, *owners: nn.Module) -> None:
         raise CheckpointError(f"{path}: holds no part of this model")
 
 
+def _released(key: str) -> bool:
+    return not key.startswith(TRAINING_ONLY) and not key.endswith(CONSTANTS)
+
+
 def save_release(path: str | Path, model: HybridFlow, metadata: dict[str, str]) -> None:
     """Write what encoding and decoding need, in half precision, tables as integers.
 
@@ -68,7 +74,7 @@ def save_release(path: str | Path, model: HybridFlow, metadata: dict[str, str]) 
     """
     weights = {}
     for key, value in model.state_dict().items():
-        if not key.startswith(TRAINING_ONLY):
+        if _released(key):
             weights[key] = (value.half() if value.is_floating_point() else value).contiguous()
     save_file(weights, path, metadata | {"preset": json.dumps(asdict(model.preset))})
 
@@ -84,7 +90,7 @@ def load_release(path: str | Path) -> tuple[HybridFlow, dict[str, str]]:
         sizes = json.loads(metadata["preset"])
         preset = Preset(**{name: tuple(v) if isinstance(v, list) else v for name, v in sizes.items()})
         model = HybridFlow(preset)
-        own = {key: value for key, value in model.state_dict().items() if key.startswith(TRAINING_ONLY)}
+        own = {key: value for key, value in model.state_dict().items() if not _released(key)}
         model.load_state_dict(own | weights)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         reason = str(error).splitlines()[0]

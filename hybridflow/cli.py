@@ -1,4 +1,4 @@
-"""The command line: ``hybridflow encode | decode | info | compare | train``.
+"""The command line: ``hybridflow encode | decode | info | compare | train | export``.
 
 Every subcommand is a function ``run(args) -> exit code``. What fails is told in one line on standard error.
 """
@@ -21,6 +21,7 @@ from hybridflow.errors import HybridFlowError
 from hybridflow.image_io import encode_image, read_image, refuse_overwrite, write_atomic, write_image
 from hybridflow.side_by_side import side_by_side
 
+TRAINING = {"train": "train one stage of a model", "export": "turn a run's weights into a checkpoint"}
 STREAM = "-"  # stands for standard input or output
 
 
@@ -30,7 +31,7 @@ def main(argv: list[str] | None = None) -> int:
     With HYBRIDFLOW_DEBUG=1 in the environment, errors are raised instead of told in one line.
     """
     argv = sys.argv[1:] if argv is None else argv
-    args = _parser(with_training=argv[:1] == ["train"]).parse_args(argv)
+    args = _parser(with_training=bool(argv) and argv[0] in TRAINING).parse_args(argv)
     try:
         return args.run(args)
     except KeyboardInterrupt:
@@ -251,7 +252,7 @@ def _parser(with_training: bool) -> argparse.ArgumentParser:
         hybridflow encode photo.jpg                 writes photo.hf
         hybridflow decode photo.hf                  writes photo.png
         hybridflow compare photo.jpg photo.hf -o side.png
-        hybridflow encode --help                    tells more; so for decode, info, compare, train
+        hybridflow encode --help                    tells more; so for decode, info, compare, train, export
         """,
     )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
@@ -260,11 +261,12 @@ def _parser(with_training: bool) -> argparse.ArgumentParser:
     _add_info(commands)
     _add_compare(commands)
     if with_training:  # imported only then, since encoding and decoding can do without it
-        from hybridflow.training.cli import add_parser
+        from hybridflow.training.cli import add_parsers
 
-        add_parser(commands)
+        add_parsers(commands)
     else:
-        commands.add_parser("train", help="train a model")
+        for name, what in TRAINING.items():
+            commands.add_parser(name, help=what)
     return parser
 
 

@@ -10,11 +10,11 @@ from PIL import Image
 
 from hybridflow.checkpoint import load_release, model_id
 from hybridflow.container import Header, pack, unpack
-from hybridflow.errors import HybridFlowError, ModelMismatchError
+from hybridflow.errors import FormatError, HybridFlowError, ModelMismatchError
 from hybridflow.image_io import image_to_tensor, read_image, tensor_to_image
 from hybridflow.masking import SCHEDULES
 from hybridflow.model import Analysed, HybridFlow
-from hybridflow.probability import QUALITIES
+from hybridflow.container import QUALITIES
 from hybridflow.weights import weight_file, weights_folder
 
 STRIDE = 16
@@ -30,13 +30,14 @@ def load(name: str | Path = "tiny", device: str = "cpu") -> "Codec":
     """A codec with trained weights.
 
     Args:
-        name: a shipped preset, or the path of a safetensors checkpoint.
+        name: a shipped preset, or the path of a .safetensors checkpoint.
         device: where the pixel networks run; what feeds the entropy coder runs on the CPU.
 
     Raises:
         CheckpointError: there is no such checkpoint, or it cannot be read.
     """
-    path = weight_file(f"{name}.safetensors") if not Path(name).suffix else Path(name)
+    shipped = isinstance(name, str) and not Path(name).suffix
+    path = weight_file(f"{name}.safetensors") if shipped else Path(name)
     model, metadata = load_release(path)
     return Codec(model.to(device), path.stem, json.loads(metadata.get("operating_points", "null")))
 
@@ -123,7 +124,13 @@ class Codec:
             FormatError: the file is not an `.hf` file, or is damaged.
             ModelMismatchError: another checkpoint made it.
         """
-        header, stream = self._open(data, check=not (preview or salvage))
+        try:
+            header, stream = self._open(data)
+            salvage = False  # it is whole
+        except FormatError:
+            if not (preview or salvage):
+                raise
+            header, stream = self._open(data, check=False)
         h, w = -(-header.height // STRIDE), -(-header.width // STRIDE)
         schedule = "none" if preview else header.schedule
         coded = self.model.read(

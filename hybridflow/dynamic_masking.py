@@ -15,8 +15,12 @@ def error_map(x: Tensor, x_hat: Tensor, lpips: torch.nn.Module) -> Tensor:
     Args:
         lpips: from `spatial_lpips`.
     """
+    height, width = x.shape[-2:]
+    pad = (0, max(32 - width, 0), 0, max(32 - height, 0))  # AlexNet's strides leave nothing of less
+    x, x_hat = (F.pad(image, pad, mode="replicate") for image in (x, x_hat))
     l1 = (x - x_hat).abs().mean(1, keepdim=True)
-    return L1_WEIGHT * l1 + LPIPS_WEIGHT * lpips(2 * x - 1, 2 * x_hat - 1)
+    errors = L1_WEIGHT * l1 + LPIPS_WEIGHT * lpips(2 * x - 1, 2 * x_hat - 1)
+    return errors[..., :height, :width]
 
 
 def spatial_lpips() -> torch.nn.Module:

@@ -178,7 +178,12 @@ class Decoder:
     @property
     def past_end(self) -> bool:
         """Whether the last symbols may depend on bytes that a cut stream lacks."""
-        return self.bits > self._available - 8
+        return self.bits > self._available - 32
+
+    @property
+    def overrun(self) -> bool:
+        """Whether so much was read beyond the end that no encoder can have written these bytes."""
+        return self.bits > self._available + 64
 
     def decode(self, n: int, counts: np.ndarray) -> np.ndarray:
         """The next n symbols, (n,) int32 in [0, K), by one table (K,) or a row a symbol (n, K).

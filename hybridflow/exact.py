@@ -34,14 +34,18 @@ class ProbabilityModel(Protocol):
     def hyper_features(self, z: np.ndarray, quality: int, h: int, w: int) -> Tensor:
         """z (Z,ceil(h/4),ceil(w/4)) int64 -> features of `latent_step`."""
 
-    def latent_step(self, features: Tensor, known: np.ndarray, step: int, quality: int) -> tuple[np.ndarray, np.ndarray]:
+    def latent_step(
+        self, features: Tensor, known: np.ndarray, step: int, quality: int
+    ) -> tuple[np.ndarray, np.ndarray]:
         """`known` (M,h,w) int64 in sixteenths, zero where not decoded -> means (M,h,w) in sixteenths and scale-table
         indices (M,h,w), int64."""
 
     def index_features(self, y: np.ndarray, quality: int) -> Tensor:
         """y^ (M,h,w) int64 in sixteenths -> features of `index_step`."""
 
-    def index_step(self, features: Tensor, indices: np.ndarray, known: np.ndarray, step: int, wanted: np.ndarray):
+    def index_step(
+        self, features: Tensor, indices: np.ndarray, known: np.ndarray, step: int, wanted: np.ndarray
+    ) -> np.ndarray:
         """indices (h,w) int64, read where `known` (h,w) bool -> counts (n,K) int64 of the `wanted` positions, in
         raster order."""
 
@@ -76,7 +80,9 @@ class Float64Probability:
         with _one_thread():
             return self._synthesis(_batched(z).double(), torch.tensor([quality]))[..., :h, :w]
 
-    def latent_step(self, features: Tensor, known: np.ndarray, step: int, quality: int) -> tuple[np.ndarray, np.ndarray]:
+    def latent_step(
+        self, features: Tensor, known: np.ndarray, step: int, quality: int
+    ) -> tuple[np.ndarray, np.ndarray]:
         with _one_thread():
             mean, scale = self._context(features, _batched(known).double() / MEAN_STEPS, step, torch.tensor([quality]))
             return (

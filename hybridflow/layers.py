@@ -39,7 +39,12 @@ class BottleneckBlock(nn.Module):
         super().__init__()
         half = channels // 2
         self.body = nn.Sequential(
-            activation(), conv1x1(channels, half), activation(), conv3x3(half, half), activation(), conv1x1(half, channels)
+            activation(),
+            conv1x1(channels, half),
+            activation(),
+            conv3x3(half, half),
+            activation(),
+            conv1x1(half, channels),
         )
 
     def forward(self, x: Tensor) -> Tensor:

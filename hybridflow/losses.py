@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hybridflow.metrics import load_lpips
-from hybridflow.probability import QUALITIES
+from hybridflow.container import QUALITIES
 
 L1_WEIGHT, LPIPS_WEIGHT = 4.0, 1.0
 RATE_WEIGHT_LOWEST_QUALITY, RATE_WEIGHT_HIGHEST_QUALITY = 24.0, 0.8

@@ -29,6 +29,7 @@ from hybridflow.pixel_decoder import PixelDecoder
 from hybridflow.predictor import Predictor
 from hybridflow.probability import INDEX_STEPS, MEAN_STEPS, IndexPrior
 from hybridflow.stream_coding import code_check, code_indices, code_sent, code_y, code_z
+from hybridflow.tiling import decode_tiled
 
 
 @dataclass(frozen=True)
@@ -70,10 +71,10 @@ PRESETS = {
         predictor_heads=4,
     ),
     "base": Preset(
-        encoder_widths=(96, 256, 512),
-        encoder_depths=(2, 3, 4),
-        decoder_widths=(80, 256, 512),
-        decoder_depths=(2, 4, 5),
+        encoder_widths=(80, 224, 512),
+        encoder_depths=(1, 3, 4),
+        decoder_widths=(72, 224, 512),
+        decoder_depths=(2, 3, 4),
         half_channels=24,
         code_dim=64,
         latent_channels=112,
@@ -81,7 +82,7 @@ PRESETS = {
         context_width=112,
         prior_width=256,
         prior_embedding=40,
-        predictor_dim=320,
+        predictor_dim=288,
         predictor_depth=4,
         predictor_heads=8,
     ),
@@ -154,7 +155,11 @@ class HybridFlow(CompressionModel):
             corrected: False leaves D_corr out (an ablation).
         """
         codes = self.fill_in(indices, sent, self.predictor(indices, sent, y_hat))
-        return self.pixel_decoder(codes, self.correction(y_hat) if corrected else None)
+
+        def decode(codes: Tensor, y_hat: Tensor) -> Tensor:
+            return self.pixel_decoder(codes, self.correction(y_hat) if corrected else None)
+
+        return decode_tiled(decode, codes, y_hat)
 
     def index_likelihoods(self, indices: Tensor, sent: Tensor, y_gained: Tensor, quality: Tensor) -> Tensor:
         """Probability (B,h,w) that the index prior gives each sent index; 1 where none is sent."""

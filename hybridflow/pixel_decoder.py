@@ -1,10 +1,15 @@
-"""Latent map at 1/16 to pixels, level by level: the shape of D_vq and of its replica D_corr."""
+"""Latent map at 1/16 to pixels, level by level: the shape of D_vq and of its replica D_corr.
+
+No pixel depends on a latent further than `REACH` pixels away.
+"""
 
 from collections.abc import Sequence
 
 from torch import Tensor, nn
 
 from hybridflow.layers import BottleneckBlock, ResidualBlock, Upsample, activation, conv3x3
+
+REACH = 128
 
 
 class DecoderTrunk(nn.Module):
@@ -31,14 +36,12 @@ class DecoderTrunk(nn.Module):
         )
 
     def forward(self, latent: Tensor, corrections: Sequence[Tensor] | None = None) -> list[Tensor]:
-        """Features [(B,C16,h,w), (B,C8,2h,2w), (B,C4,4h,4w)]; `corrections`, of the same shapes, enter before each
-        level's blocks."""
+        """Features [(B,C16,h,w), (B,C8,2h,2w), (B,C4,4h,4w)], each with its `corrections` of the same shape added."""
         features, x = [], latent
         for level, (entry, blocks) in enumerate(zip(self.entries, self.levels)):
-            x = entry(x)
+            x = blocks(entry(x))
             if corrections is not None:
                 x = x + corrections[level]
-            x = blocks(x)
             features.append(x)
         return features
 

@@ -9,9 +9,9 @@ import math
 import torch
 from torch import Tensor, nn
 
+from hybridflow.container import QUALITIES
 from hybridflow.layers import conv1x1, conv3x3
 
-QUALITIES = 64
 LATENT_STEPS = 4
 INDEX_STEPS = 4
 MEAN_STEPS = 16

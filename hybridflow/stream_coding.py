@@ -16,6 +16,8 @@ from hybridflow.probability import INDEX_STEPS, MEAN_STEPS, latent_step_masks
 
 Coder = Encoder | Decoder
 
+_CUT = "the continuous stream is damaged or cut short: get the file again from its source"
+
 
 def _signed(coder: Coder, values: np.ndarray | None, n: int, counts: np.ndarray) -> np.ndarray:
     if isinstance(coder, Decoder):
@@ -45,10 +47,15 @@ def code_y(
     Args:
         z: (Z,ceil(h/4),ceil(w/4)) int64, coded before.
         y: (M,h,w) float, not rounded; for the encoder.
+
+    Raises:
+        FormatError: the stream ends long before its symbols do.
     """
     features = model.hyper_features(z, quality, h, w)
     known = np.zeros((model.channels, h, w), np.int64)
     for step, mask in enumerate(latent_step_masks(model.channels, h, w).numpy()):
+        if isinstance(coder, Decoder) and coder.overrun:
+            raise FormatError(_CUT)
         mean, scale = (field[mask] for field in model.latent_step(features, known, step, quality))
         order = np.argsort(scale, kind="stable")
         residual = np.zeros(len(mean), np.int64)
@@ -72,7 +79,7 @@ def code_check(coder: Coder, header: bytes, z: np.ndarray, y: np.ndarray) -> Non
     if isinstance(coder, Encoder):
         coder.encode_uniform(check, 16)
     elif coder.decode_uniform(16) != check:
-        raise FormatError("the continuous stream is damaged or cut short: get the file again from its source")
+        raise FormatError(_CUT)
 
 
 def code_sent(coder: Coder, schedule: str, h: int, w: int, regions: np.ndarray | None = None) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""The `hybridflow train` command."""
+"""The `hybridflow train` and `hybridflow export` commands."""
 
 import argparse
 from pathlib import Path
@@ -8,7 +8,12 @@ from hybridflow.training.config import TrainConfig
 from hybridflow.training.stages import STAGES
 
 
-def add_parser(subparsers) -> None:
+def add_parsers(subparsers) -> None:
+    _add_train(subparsers)
+    _add_export(subparsers)
+
+
+def _add_train(subparsers) -> None:
     parser = subparsers.add_parser(
         "train",
         help="train one stage of a model",
@@ -27,10 +32,27 @@ def add_parser(subparsers) -> None:
     parser.add_argument("--max-steps", type=int, help="steps of the stage")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="override a setting")
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=_train)
 
 
-def run(args: argparse.Namespace) -> int:
+def _add_export(subparsers) -> None:
+    parser = subparsers.add_parser(
+        "export",
+        help="turn a run's weights into a checkpoint",
+        description="Bake the coder's tables, choose the operating points on the validation split, and write "
+        "NAME.safetensors and NAME-ablation.safetensors in half precision.",
+        epilog="example: hybridflow export runs/refit/weights.safetensors --data photos/ --out checkpoints/ --name tiny",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("weights", type=Path, help="weights.safetensors of a run")
+    parser.add_argument("--preset", choices=PRESETS, default="tiny")
+    parser.add_argument("--data", type=Path, required=True, help="folder of images or tar shards")
+    parser.add_argument("--out", type=Path, required=True, help="folder to write to")
+    parser.add_argument("--name", default="tiny", help="of the checkpoint (default: %(default)s)")
+    parser.set_defaults(run=_export)
+
+
+def _train(args: argparse.Namespace) -> int:
     from hybridflow.training.data import PhotoSet
     from hybridflow.training.loop import Run
 
@@ -42,4 +64,14 @@ def run(args: argparse.Namespace) -> int:
     config = TrainConfig().override(settings)
     photos = PhotoSet(args.data, "train", args.device, min_side=config.crop)
     Run(args.stage, args.preset, config, photos, args.out, args.init, args.resume, args.device).train()
+    return 0
+
+
+def _export(args: argparse.Namespace) -> int:
+    from hybridflow.training.data import PhotoSet
+    from hybridflow.training.export import SIDE, export
+
+    photos = PhotoSet(args.data, "validation", min_side=SIDE)
+    for path in export(args.weights, args.preset, args.out, args.name, photos):
+        print(f"{path}: {path.stat().st_size:,} bytes")
     return 0

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from hybridflow.ablation import Ablations
 from hybridflow.checkpoint import load_parts
-from hybridflow.model import HybridFlow
+from hybridflow.model import HybridFlow, Preset
 from hybridflow.training.config import TrainConfig
 from hybridflow.training.data import PhotoSet
 from hybridflow.training.stages import STAGES
@@ -39,7 +39,7 @@ class Run:
     def __init__(
         self,
         stage: str,
-        preset: str,
+        preset: str | Preset,
         config: TrainConfig,
         photos: PhotoSet,
         out: Path,
@@ -57,7 +57,8 @@ class Run:
         self.stage = STAGES[stage](model, ablations, config, photos, self.generator)
         self.step, self.minutes = 0, 0.0
         out.mkdir(parents=True, exist_ok=True)
-        (out / "config.json").write_text(json.dumps({"stage": stage, "preset": preset} | asdict(config), indent=1))
+        record = {"stage": stage, "preset": preset} | asdict(config)
+        (out / "config.json").write_text(json.dumps(record, indent=1, default=asdict))
         if not resume:
             self.stage.begin()
         self.stage.to(device, memory_format=torch.channels_last).train()

@@ -10,7 +10,7 @@ from hybridflow.continuous import Latent
 from hybridflow.losses import Distortion, bits, masked_cross_entropy, rate_weight
 from hybridflow.masking import random_mask
 from hybridflow.model import HybridFlow
-from hybridflow.probability import QUALITIES
+from hybridflow.container import QUALITIES
 from hybridflow.training.config import TrainConfig
 from hybridflow.training.data import PhotoSet
 

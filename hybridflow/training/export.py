@@ -1,0 +1,74 @@
+"""From a run's weights to a released checkpoint: tables baked, operating points chosen, half precision."""
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+from tqdm import tqdm
+
+from hybridflow.ablation import Ablations
+from hybridflow.checkpoint import load_parts, model_id, save_release
+from hybridflow.container import QUALITIES
+from hybridflow.losses import L1_WEIGHT, LPIPS_WEIGHT, rate_weight
+from hybridflow.masking import UNIFORM_SCHEDULES
+from hybridflow.metrics import load_lpips
+from hybridflow.model import HybridFlow
+from hybridflow.training.data import PhotoSet
+
+PROBED_QUALITIES = range(0, QUALITIES, 9)
+SIDE = 256
+"""Side of the validation crops, in pixels, on which operating points are compared."""
+
+
+@torch.inference_mode()
+def choose_operating_points(model: HybridFlow, photos: PhotoSet, count: int) -> list[tuple[int, str]]:
+    """(quality, schedule) for every quality, from the lowest rate up: the schedule of least distortion + lambda * bpp.
+
+    Args:
+        photos: the validation split; the centres of its first `count` photos are coded, in real bits.
+    """
+    probability, lpips = model.probability(), load_lpips()
+    crops = [model.analyse(crop[None]) for crop in photos.centre_crops(count, SIDE)]
+
+    def cost(quality: int, schedule: str) -> float:
+        weight, total = float(rate_weight(torch.tensor(quality))), 0.0
+        for analysed in crops:
+            stream, coded = model.write(analysed, quality, schedule, probability=probability)
+            total += weight * 8 * len(stream) / SIDE**2
+            total += _distortion(analysed.image, model.synthesise(coded, quality), lpips)
+        return total
+
+    best = {
+        quality: min(UNIFORM_SCHEDULES, key=lambda schedule: cost(quality, schedule))
+        for quality in tqdm(PROBED_QUALITIES, desc="choosing operating points", unit=" qualities")
+    }
+    nearest = [min(best, key=lambda probed: abs(probed - quality)) for quality in range(QUALITIES)]
+    return [(quality, best[probed]) for quality, probed in enumerate(nearest)]
+
+
+def _distortion(x: Tensor, x_hat: Tensor, lpips: torch.nn.Module) -> float:
+    return float(L1_WEIGHT * (x - x_hat).abs().mean() + LPIPS_WEIGHT * lpips(2 * x - 1, 2 * x_hat - 1))
+
+
+def export(weights: Path, preset: str, out: Path, name: str, photos: PhotoSet, count: int = 24) -> tuple[Path, Path]:
+    """Write `NAME.safetensors`, all that encodes and decodes, and `NAME-ablation.safetensors`, the baselines.
+
+    Args:
+        weights: safetensors of a run.
+        photos: the validation split.
+
+    Returns:
+        The two paths.
+    """
+    model = HybridFlow(preset)
+    ablations = Ablations(model.preset)
+    load_parts(weights, model, ablations)
+    model.update(force=True)
+    model.half().float().eval()  # the points are chosen for what will be loaded
+    points = choose_operating_points(model, photos, count)
+    released, ablation = out / f"{name}.safetensors", out / f"{name}-ablation.safetensors"
+    save_release(released, model, {"operating_points": json.dumps(points), "model_id": model_id(model).hex()})
+    save_file({key: value.half().contiguous() for key, value in ablations.state_dict().items()}, ablation)
+    return released, ablation
