@@ -4,6 +4,7 @@ import hashlib
 import json
 from dataclasses import asdict
 from pathlib import Path
+from textwrap import shorten
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -57,7 +58,8 @@ def load_parts(path: str | Path, *owners: nn.Module) -> None:
             try:
                 part.load_state_dict(own)
             except RuntimeError as error:
-                raise CheckpointError(f"{path}: part {name} does not fit this preset ({error})") from None
+                reason = shorten(str(error), 200)
+                raise CheckpointError(f"{path}: part {name} does not fit this preset ({reason})") from None
     if not found:
         raise CheckpointError(f"{path}: holds no part of this model")
 
@@ -93,7 +95,7 @@ def load_release(path: str | Path) -> tuple[HybridFlow, dict[str, str]]:
         own = {key: value for key, value in model.state_dict().items() if not _released(key)}
         model.load_state_dict(own | weights)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
+        reason = shorten(str(error), 200)
         raise CheckpointError(f"{path}: not a HybridFlow release ({reason}): name one that export wrote") from None
     return model, metadata
 

@@ -53,13 +53,14 @@ class Codec:
 
     Attributes:
         model_id: hex digits that say which bits this codec makes and reads.
+        probability: what feeds the entropy coder.
     """
 
     def __init__(self, model: HybridFlow, name: str, operating_points: list[tuple[int, str]] | None = None) -> None:
         self.model = model.eval()
         self.name = name
         self.operating_points = operating_points or [(quality, "none") for quality in range(QUALITIES)]
-        self._probability = model.probability()
+        self.probability = model.probability()
         self._id = model_id(model)
 
     @property
@@ -98,7 +99,7 @@ class Codec:
         if schedule is not None and schedule not in SCHEDULES:
             raise HybridFlowError(f"there is no schedule {schedule!r}: choose one of {', '.join(SCHEDULES)}")
         picture = read_image(image)
-        analysed = self._analyse(picture)
+        analysed = self.analyse(picture)
 
         def attempt(point: tuple[int, str]) -> bytes:
             return self._write(analysed, picture.size, *point)
@@ -134,7 +135,7 @@ class Codec:
         h, w = -(-header.height // STRIDE), -(-header.width // STRIDE)
         schedule = "none" if preview else header.schedule
         coded = self.model.read(
-            stream, h, w, header.quality, schedule, header.pack(), self._probability, salvage=salvage
+            stream, h, w, header.quality, schedule, header.pack(), self.probability, salvage=salvage
         )
         pixels = self.model.synthesise(coded, header.quality)
         return tensor_to_image(pixels[..., : header.height, : header.width])
@@ -149,7 +150,7 @@ class Codec:
         h, w = -(-header.height // STRIDE), -(-header.width // STRIDE)
         bits: dict[str, float] = {}
         self.model.read(
-            stream, h, w, header.quality, header.schedule, header.pack(), self._probability, sections=bits
+            stream, h, w, header.quality, header.schedule, header.pack(), self.probability, sections=bits
         )
         sections = {"header": len(header.pack())} | {name: b / 8 for name, b in bits.items()} | {"crc": 4}
         return {
@@ -172,14 +173,15 @@ class Codec:
             )
         return header, stream
 
-    def _analyse(self, picture: Image.Image) -> Analysed:
+    def analyse(self, picture: Image.Image) -> Analysed:
+        """What can be coded of an RGB image, whatever the quality and the schedule; its sides padded to the stride."""
         x = image_to_tensor(picture)
         x = F.pad(x, (0, -x.shape[-1] % STRIDE, 0, -x.shape[-2] % STRIDE), mode="replicate")
         return self.model.analyse(x.to(self.model.codebook.codewords.device))
 
     def _write(self, analysed: Analysed, size: tuple[int, int], quality: int, schedule: str) -> bytes:
         header = Header(*size, quality, schedule, self._id)
-        stream, _ = self.model.write(analysed, quality, schedule, header.pack(), self._probability)
+        stream, _ = self.model.write(analysed, quality, schedule, header.pack(), self.probability)
         return pack(header, stream)
 
     def _usual_schedule(self, quality: int) -> str:

@@ -11,7 +11,7 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hybridflow.continuous import ContinuousCodec
 from hybridflow.entropy import quantise_pmf
@@ -65,10 +65,11 @@ def _batched(array: np.ndarray) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(array))[None]
 
 
-class Float64Probability:
-    """`ProbabilityModel` of trained parts whose tables are baked (`ContinuousCodec.bake_tables`)."""
+class Float64Probability(nn.Module):
+    """`ProbabilityModel` of trained parts whose tables are baked (`ContinuousCodec.bake_tables`): float64 copies."""
 
     def __init__(self, continuous: ContinuousCodec, index_prior: IndexPrior) -> None:
+        super().__init__()
         self.channels = continuous.context.channels
         self.z_counts = continuous.z_counts.cpu().numpy().astype(np.int64)
         self.scale_counts = continuous.scale_counts.cpu().numpy().astype(np.int64)

@@ -10,7 +10,7 @@ from hybridflow.metrics import load_lpips
 from hybridflow.container import QUALITIES
 
 L1_WEIGHT, LPIPS_WEIGHT = 4.0, 1.0
-RATE_WEIGHT_LOWEST_QUALITY, RATE_WEIGHT_HIGHEST_QUALITY = 24.0, 0.8
+RATE_WEIGHT_LOWEST_QUALITY, RATE_WEIGHT_HIGHEST_QUALITY = 24.0, 0.5
 
 
 class Distortion(nn.Module):

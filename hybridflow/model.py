@@ -80,7 +80,7 @@ PRESETS = {
         latent_channels=112,
         z_channels=64,
         context_width=112,
-        prior_width=256,
+        prior_width=224,
         prior_embedding=40,
         predictor_dim=288,
         predictor_depth=4,
@@ -305,7 +305,7 @@ class HybridFlow(CompressionModel):
     def synthesise(self, coded: Coded, quality: int, *, corrected: bool = True) -> Tensor:
         """What the file holds -> image (1,3,16h,16w) in [0,1]."""
         device = self.codebook.codewords.device
-        y_hat = self._y_hat(coded.y, torch.tensor([quality], device=device))
+        y_hat = self.y_hat(coded.y, torch.tensor([quality], device=device))
         indices, sent = (torch.from_numpy(a)[None].to(device) for a in (coded.indices, coded.sent))
         return self.decode_pixels(indices, sent, y_hat, corrected=corrected).float().clamp(0, 1)
 
@@ -323,14 +323,15 @@ class HybridFlow(CompressionModel):
         coded = [self.read(stream, *shape, quality, schedule, probability=probability) for stream in strings[0]]
         return {"x_hat": torch.cat([self.synthesise(c, quality) for c in coded])}
 
-    def _y_hat(self, y: np.ndarray, quality: Tensor) -> Tensor:
+    def y_hat(self, y: np.ndarray, quality: Tensor) -> Tensor:
+        """y^_c as the file holds it (M,h,w) int64, quality (1,) -> as the decoders read it (1,M,h,w)."""
         gained = torch.from_numpy(y)[None].to(quality.device).float() / MEAN_STEPS
         return self.continuous.ungain(gained, quality)
 
     def _choose_regions(self, analysed: Analysed, y: np.ndarray, quality: Tensor) -> np.ndarray:
         device = quality.device
         indices = torch.from_numpy(analysed.indices)[None].to(device)
-        y_hat = self._y_hat(y, quality)
+        y_hat = self.y_hat(y, quality)
         gained = torch.from_numpy(y)[None].to(device).float() / MEAN_STEPS
         lpips = spatial_lpips().to(device)
         errors, index_bits = [], []

@@ -7,6 +7,7 @@ import torch
 
 from hybridflow.checkpoint import load_release, save_release
 from hybridflow.codec import Codec
+from hybridflow.image_encoder import ImageEncoder
 from hybridflow.model import HybridFlow, Preset
 
 SMALL = Preset(
@@ -29,17 +30,30 @@ SMALL = Preset(
 
 
 def random_model(seed: int) -> HybridFlow:
-    """Random weights, spread out enough that y^_c, z and the indices are not all zero."""
+    """Random weights, spread out so that y^_c, z and the indices of photos take many values."""
     torch.manual_seed(seed)
     model = HybridFlow(SMALL)
     with torch.no_grad():
-        model.continuous.log_gain.anchors += 2.5
+        for encoder in (model.codebook_encoder, model.continuous.analysis):
+            _standardise(encoder)
+        model.continuous.log_gain.anchors *= 0.5
+        model.continuous.log_inverse_gain.anchors *= 0.5
+        model.continuous.hyper_analysis[-1].weight.mul_(10)
+        model.continuous.context.out.bias[SMALL.latent_channels :] += 1
         torch.nn.init.normal_(model.continuous.context.out.weight, std=0.05)
         for join in model.correction.joins:
             torch.nn.init.normal_(join.weight, std=0.1)
-        model.codebook.codewords.mul_(0.1)
     model.update()
     return model.eval()
+
+
+def _standardise(encoder: ImageEncoder) -> None:
+    """Give every output channel mean 0 and deviation 1 over smooth noise; random weights answer all images alike."""
+    noise = torch.nn.functional.interpolate(torch.rand(1, 3, 32, 32), scale_factor=8, mode="bilinear")
+    deviation, mean = torch.std_mean(encoder(noise), (0, 2, 3))
+    last = encoder.net[-1]
+    last.weight.div_(deviation[:, None, None, None])
+    last.bias.sub_(mean).div_(deviation)
 
 
 def _save(folder: Path, seed: int) -> Path:

@@ -3,7 +3,11 @@
 import torch
 from torch import nn
 
-from eval.speed import count_macs, stored_numbers
+from eval import speed as speeds
+from eval.speed import PROBABILITY, count_macs, main, speed, stored_numbers
+from hybridflow.image_io import read_image
+from hybridflow.model import HybridFlow
+from hybridflow.predictor import WindowAttention
 
 
 def test_macs_go_to_the_part_that_spends_them():
@@ -23,6 +27,15 @@ def test_macs_go_to_the_part_that_spends_them():
     assert macs == {"conv": 2 * per_pass, "linear": 7 * 16 * 5, "unused": 0, "other": 7 * 16 * 7}
 
 
+@torch.inference_mode()
+def test_attention_is_counted_on_the_cpu():
+    attention = WindowAttention(16, heads=2)
+    tokens = torch.zeros(1, 16, 8, 16)
+    visible = torch.ones(2, 1, 64, 64, dtype=torch.bool)
+    macs = count_macs({"attention": attention}, lambda: attention(tokens, tokens, visible, 0))
+    assert macs == {"attention": 2 * 64 * (4 * 16 * 16 + 2 * 64 * 16), "other": 0}
+
+
 def test_no_hook_stays_behind():
     part = nn.Linear(2, 2)
     count_macs({"part": part}, lambda: part(torch.zeros(1, 2)))
@@ -31,3 +44,23 @@ def test_no_hook_stays_behind():
 
 def test_stored_numbers_are_parameters_and_buffers():
     assert stored_numbers(nn.BatchNorm1d(4)) == 4 * 4 + 1
+
+
+def test_every_network_that_runs_has_a_row(codec, photos):
+    parts = speed(codec, read_image(photos[0]).crop((0, 0, 64, 48)), 31, "1_4", repeats=1)["parts"]
+    assert set(parts) == {name for name, _ in codec.model.named_children()} | {PROBABILITY, "other", "total"}
+    assert parts[PROBABILITY]["parameters"] == 0
+    assert parts[PROBABILITY]["encode_kmac_per_pixel"] == parts[PROBABILITY]["decode_kmac_per_pixel"] > 0
+    assert parts["pixel_decoder"]["decode_kmac_per_pixel"] > 0 == parts["pixel_decoder"]["encode_kmac_per_pixel"]
+    assert parts["total"]["parameters"] == stored_numbers(codec.model)
+
+
+def test_the_command_measures_random_weights(codec, photos, monkeypatch, capsys):
+    monkeypatch.setattr(speeds, "PRESETS", {"small": codec.model.preset})
+    monkeypatch.setattr(speeds, "HybridFlow", lambda preset: HybridFlow(speeds.PRESETS[preset]))
+    monkeypatch.setattr(speeds, "read_image", lambda path: read_image(path).crop((0, 0, 64, 48)))
+    threads = torch.get_num_threads()
+    assert main(["--random", "small", "--repeats", "1"]) == 0
+    torch.set_num_threads(threads)
+    printed = capsys.readouterr().out
+    assert "small, random weights" in printed and PROBABILITY in printed

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
@@ -11,7 +12,7 @@ from tqdm import tqdm
 from hybridflow.ablation import Ablations
 from hybridflow.checkpoint import load_parts, model_id, save_release
 from hybridflow.container import QUALITIES
-from hybridflow.losses import L1_WEIGHT, LPIPS_WEIGHT, rate_weight
+from hybridflow.losses import L1_WEIGHT, LPIPS_WEIGHT
 from hybridflow.masking import UNIFORM_SCHEDULES
 from hybridflow.metrics import load_lpips
 from hybridflow.model import HybridFlow
@@ -24,7 +25,8 @@ SIDE = 256
 
 @torch.inference_mode()
 def choose_operating_points(model: HybridFlow, photos: PhotoSet, count: int) -> list[tuple[int, str]]:
-    """(quality, schedule) for every quality, from the lowest rate up: the schedule of least distortion + lambda * bpp.
+    """The (quality, schedule) pairs worth using, from the lowest rate up: no other pair has less distortion at no more
+    bits. Pairs between the probed qualities are interpolated.
 
     Args:
         photos: the validation split; the centres of its first `count` photos are coded, in real bits.
@@ -32,20 +34,31 @@ def choose_operating_points(model: HybridFlow, photos: PhotoSet, count: int) -> 
     probability, lpips = model.probability(), load_lpips()
     crops = [model.analyse(crop[None]) for crop in photos.centre_crops(count, SIDE)]
 
-    def cost(quality: int, schedule: str) -> float:
-        weight, total = float(rate_weight(torch.tensor(quality))), 0.0
+    def measure(quality: int, schedule: str) -> tuple[float, float]:
+        bpp, distortion = [], []
         for analysed in crops:
             stream, coded = model.write(analysed, quality, schedule, probability=probability)
-            total += weight * 8 * len(stream) / SIDE**2
-            total += _distortion(analysed.image, model.synthesise(coded, quality), lpips)
-        return total
+            bpp.append(8 * len(stream) / SIDE**2)
+            distortion.append(_distortion(analysed.image, model.synthesise(coded, quality), lpips))
+        return float(np.mean(bpp)), float(np.mean(distortion))
 
-    best = {
-        quality: min(UNIFORM_SCHEDULES, key=lambda schedule: cost(quality, schedule))
-        for quality in tqdm(PROBED_QUALITIES, desc="choosing operating points", unit=" qualities")
-    }
-    nearest = [min(best, key=lambda probed: abs(probed - quality)) for quality in range(QUALITIES)]
-    return [(quality, best[probed]) for quality, probed in enumerate(nearest)]
+    points = []
+    for schedule in tqdm(UNIFORM_SCHEDULES, desc="choosing operating points", unit=" schedules"):
+        bpp, distortion = zip(*(measure(quality, schedule) for quality in PROBED_QUALITIES))
+        for quality in range(QUALITIES):
+            cost = np.exp(np.interp(quality, PROBED_QUALITIES, np.log(bpp)))
+            points.append((cost, np.interp(quality, PROBED_QUALITIES, distortion), (quality, schedule)))
+    return _pareto_front(points)
+
+
+def _pareto_front(points: list[tuple[float, float, tuple[int, str]]]) -> list[tuple[int, str]]:
+    """Of (bpp, distortion, point), the points that none beats in both, by bpp."""
+    front, least = [], float("inf")
+    for _, distortion, point in sorted(points):
+        if distortion < least:
+            front.append(point)
+            least = distortion
+    return front
 
 
 def _distortion(x: Tensor, x_hat: Tensor, lpips: torch.nn.Module) -> float:

@@ -1,0 +1,115 @@
+"""Weights on disk: what a release holds, that it comes back exactly, and one line for every other file."""
+
+import json
+import pickle
+
+import pytest
+import torch
+from conftest import SMALL, random_model
+from safetensors.torch import save_file
+
+from hybridflow.ablation import Ablations
+from hybridflow.checkpoint import load_parts, load_release, read_weights, save_release
+from hybridflow.errors import CheckpointError
+from hybridflow.model import HybridFlow
+
+
+@pytest.fixture(scope="module")
+def model():
+    return random_model(3)
+
+
+def test_a_release_comes_back_exactly_in_half_precision(model, tmp_path):
+    save_release(tmp_path / "a.safetensors", model, {"about": "a test"})
+    loaded, metadata = load_release(tmp_path / "a.safetensors")
+    assert metadata["about"] == "a test" and loaded.preset == SMALL
+    halved, _ = read_weights(tmp_path / "a.safetensors")
+    own = model.state_dict()
+    for key, value in loaded.state_dict().items():
+        assert value.dtype == own[key].dtype
+        if key in halved:
+            rounded = own[key].half().float() if own[key].is_floating_point() else own[key]
+            assert torch.equal(value, rounded), key
+    save_release(tmp_path / "b.safetensors", loaded, {"about": "a test"})
+    again, _ = read_weights(tmp_path / "b.safetensors")
+    assert set(again) == set(halved) and all(torch.equal(again[key], halved[key]) for key in halved)
+
+
+def test_a_release_is_half_precision_with_whole_tables_and_nothing_of_training(model, tmp_path):
+    save_release(tmp_path / "a.safetensors", model, {})
+    weights, metadata = read_weights(tmp_path / "a.safetensors")
+    assert {value.dtype for value in weights.values() if value.is_floating_point()} == {torch.float16}
+    assert weights["continuous.z_counts"].dtype == weights["continuous.scale_counts"].dtype == torch.int32
+    absent = set(model.state_dict()) - set(weights)
+    assert {"codebook.average_count", "codebook.average_sum", "codebook.started"} < absent
+    assert all(key.startswith("codebook.") or key.endswith("bound") for key in absent)
+    assert json.loads(metadata["preset"])["num_codes"] == SMALL.num_codes
+
+
+def test_likelihoods_keep_their_floor(model, tmp_path):
+    """CompressAI stores it as a buffer, 1e-9, which is zero in half precision."""
+    save_release(tmp_path / "a.safetensors", model, {})
+    loaded, _ = load_release(tmp_path / "a.safetensors")
+    for name, value in model.state_dict().items():
+        if name.endswith("bound"):
+            assert torch.equal(loaded.state_dict()[name], value), name
+    with torch.inference_mode():
+        likelihoods = loaded(100 * torch.randn(1, 3, 64, 64), 63)["likelihoods"]
+    assert likelihoods["y"].min() > 0 and likelihoods["z"].min() > 0
+
+
+def foreign_files(folder):
+    (folder / "text").write_text("not weights\n")
+    (folder / "empty").write_bytes(b"")
+    torch.save({"a": torch.zeros(3)}, folder / "torch")
+    (folder / "pickle").write_bytes(pickle.dumps({"a": 1}))
+    save_file({"a": torch.zeros(3)}, folder / "no-preset")
+    save_file({"a": torch.zeros(3)}, folder / "other-sizes", {"preset": json.dumps({"depth": 3})})
+    save_file({"a": torch.zeros(3)}, folder / "no-json", {"preset": "{"})
+    return [*folder.iterdir(), folder / "absent"]
+
+
+def test_other_files_are_errors_of_one_line(tmp_path):
+    for path in foreign_files(tmp_path):
+        with pytest.raises(CheckpointError) as error:
+            load_release(path)
+        assert str(path) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_release_with_a_missing_or_foreign_tensor(model, tmp_path):
+    save_release(tmp_path / "whole.safetensors", model, {})
+    weights, metadata = read_weights(tmp_path / "whole.safetensors")
+    key = "pixel_decoder.head.1.0.weight"
+    for name, changed in {
+        "missing": {k: v for k, v in weights.items() if k != key},
+        "foreign": weights | {"extra": torch.zeros(2)},
+        "misshapen": weights | {key: weights[key][:1].contiguous()},
+    }.items():
+        save_file(changed, tmp_path / name, metadata)
+        with pytest.raises(CheckpointError) as error:
+            load_release(tmp_path / name)
+        assert "\n" not in str(error.value)
+
+
+def test_parts_load_each_whole_into_whoever_owns_them(model, tmp_path):
+    parts = {f"correction.{k}": v.contiguous() for k, v in model.correction.state_dict().items()}
+    torch.manual_seed(9)
+    target, ablations = HybridFlow(SMALL), Ablations(SMALL)
+    baseline = {f"light_synthesis.{k}": v + 1 for k, v in ablations.light_synthesis.state_dict().items()}
+    save_file(parts | baseline, tmp_path / "parts")
+    untouched = target.pixel_decoder.head[-1].weight.clone()
+    load_parts(tmp_path / "parts", target, ablations)
+    for key, value in target.correction.state_dict().items():
+        assert torch.equal(value, parts[f"correction.{key}"])
+    for key, value in ablations.light_synthesis.state_dict().items():
+        assert torch.equal(value, baseline[f"light_synthesis.{key}"])
+    assert torch.equal(target.pixel_decoder.head[-1].weight, untouched)
+
+
+def test_parts_that_do_not_fit(model, tmp_path):
+    save_file({"correction.trunk.entries.0.weight": torch.zeros(2, 2)}, tmp_path / "misfit")
+    save_file({"nothing.weight": torch.zeros(2)}, tmp_path / "foreign")
+    for name, word in (("misfit", "correction"), ("foreign", "no part")):
+        with pytest.raises(CheckpointError, match=word) as error:
+            load_parts(tmp_path / name, model)
+        assert "\n" not in str(error.value)

@@ -1,0 +1,216 @@
+"""The codec as users meet it: every size, every kind of input, rate targets, damaged files, and whose bits they are."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import SMALL
+from PIL import Image
+
+import hybridflow
+from hybridflow.checkpoint import load_release, model_id
+from hybridflow.codec import Codec
+from hybridflow.errors import CheckpointError, FormatError, HybridFlowError, ModelMismatchError
+from hybridflow.masking import SCHEDULES
+
+POINTS = [(0, "none"), (20, "none"), (40, "none"), (40, "1_4"), (63, "1_9"), (63, "full")]
+
+
+@pytest.fixture(scope="module")
+def picture(photos):
+    return Image.open(photos[0]).convert("RGB").crop((300, 150, 300 + 127, 150 + 95))
+
+
+@pytest.fixture(scope="module")
+def pointed(checkpoint_path):
+    """A codec with few operating points."""
+    return Codec(load_release(checkpoint_path)[0], "small", POINTS)
+
+
+def pixels(image):
+    return np.asarray(image).astype(int)
+
+
+@pytest.mark.parametrize("width, height", [(1, 1), (15, 17), (64, 64), (511, 97)])
+@pytest.mark.parametrize("schedule", ["none", "dynamic"])
+def test_output_has_the_inputs_size(codec, photos, width, height, schedule):
+    image = Image.open(photos[1]).crop((0, 100, width, 100 + height))
+    decoded = codec.decode(codec.encode(image, quality=40, schedule=schedule))
+    assert decoded.size == (width, height) and decoded.mode == "RGB"
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_the_decoder_sees_what_the_encoder_saw(codec, picture, schedule):
+    data = codec.encode(picture, quality=31, schedule=schedule)
+    assert data == codec.encode(picture, quality=31, schedule=schedule)
+    assert (pixels(codec.decode(data)) == pixels(codec.decode(data))).all()
+    info = codec.info(data)
+    assert (info["width"], info["height"]) == picture.size
+    assert (info["quality"], info["schedule"], info["model_id"]) == (31, schedule, codec.model_id)
+
+
+@pytest.mark.parametrize("quality", [0, 31, 63])
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_sections_add_up_to_the_file(codec, picture, quality, schedule):
+    data = codec.encode(picture, quality=quality, schedule=schedule)
+    info = codec.info(data)
+    assert info["bytes"] == len(data) and info["bpp"] == 8 * len(data) / (picture.width * picture.height)
+    assert set(info["sections"]) == {"header", "z", "y", "check", "schedules", "indices", "crc"}
+    assert abs(sum(info["sections"].values()) - len(data)) < 2
+    overhead = len(data) - sum(info["sections"][name] for name in ("z", "y", "schedules", "indices"))
+    assert overhead <= 18
+
+
+def test_every_kind_of_input_gives_the_same_bytes(codec, picture, tmp_path):
+    path = tmp_path / "picture.png"
+    picture.save(path)
+    array = np.asarray(picture)
+    tensor = torch.from_numpy(array.copy()).permute(2, 0, 1)
+    inputs = [path, str(path), path.read_bytes(), array, array / 255, tensor, tensor[None], tensor.float() / 255]
+    reference = codec.encode(picture)
+    assert all(codec.encode(source) == reference for source in inputs)
+
+
+def test_neither_quality_nor_target_means_quality_31(codec, picture):
+    assert codec.encode(picture) == codec.encode(picture, quality=31)
+    assert codec.info(codec.encode(picture))["quality"] == 31
+
+
+def test_the_schedule_comes_from_the_nearest_operating_point(pointed, picture):
+    for quality, schedule in [(5, "none"), (60, "1_9"), (63, "1_9")]:
+        assert pointed.info(pointed.encode(picture, quality=quality))["schedule"] == schedule
+    assert pointed.info(pointed.encode(picture, quality=60, schedule="1_4"))["schedule"] == "1_4"
+
+
+def test_targets_are_kept_and_met_as_closely_as_points_allow(pointed, picture):
+    files = [pointed.encode(picture, quality=q, schedule=s) for q, s in POINTS]
+    sizes = [len(data) for data in files]
+    assert sizes == sorted(set(sizes))
+    for number, size in enumerate(sizes):
+        assert pointed.encode(picture, max_bytes=size) == files[number]
+        assert pointed.encode(picture, max_bytes=size + 1) == files[number]
+        bpp = 8 * size / (picture.width * picture.height)
+        assert pointed.encode(picture, bpp=bpp * 1.0001) == files[number]
+        if number:
+            assert pointed.encode(picture, max_bytes=size - 1) == files[number - 1]
+            assert pointed.encode(picture, bpp=bpp * 0.9999) == files[number - 1]
+
+
+def test_targets_with_a_schedule_of_the_users_choice(codec, picture):
+    limit = len(codec.encode(picture, quality=30, schedule="1_4"))
+    data = codec.encode(picture, max_bytes=limit, schedule="1_4")
+    assert len(data) <= limit and codec.info(data)["schedule"] == "1_4" and codec.info(data)["quality"] >= 30
+
+
+def test_a_target_below_the_smallest_file(codec, picture):
+    for target in ({"max_bytes": 10}, {"bpp": 1e-4}, {"bpp": 1e-4, "schedule": "1_4"}):
+        with pytest.raises(HybridFlowError, match="smallest"):
+            codec.encode(picture, **target)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"quality": 3, "bpp": 0.1},
+        {"quality": 3, "max_bytes": 1000},
+        {"bpp": 0.1, "max_bytes": 1000},
+        {"quality": 64},
+        {"quality": -1},
+        {"schedule": "1_16"},
+    ],
+)
+def test_arguments_at_odds_or_out_of_range(codec, picture, arguments):
+    with pytest.raises(HybridFlowError) as error:
+        codec.encode(picture, **arguments)
+    assert "\n" not in str(error.value)
+
+
+def test_a_file_of_another_checkpoint(codec, other_checkpoint_path, picture):
+    other = Codec(load_release(other_checkpoint_path)[0], "other")
+    data = other.encode(picture)
+    assert other.model_id != codec.model_id
+    for read in (codec.decode, codec.info):
+        with pytest.raises(ModelMismatchError, match=other.model_id):
+            read(data)
+
+
+def test_the_model_id_covers_what_makes_bits_and_nothing_else(checkpoint_path):
+    model, _ = load_release(checkpoint_path)
+    before = model_id(model)
+    for part in ("pixel_decoder", "correction", "predictor", "codebook_encoder", "continuous.analysis"):
+        with torch.no_grad():
+            next(model.get_submodule(part).parameters()).add_(0.1)
+    model.codebook.average_count.add_(1)
+    assert model_id(model) == before
+    seen = {before}
+    for name in (
+        "index_prior.step",
+        "codebook.codewords",
+        "continuous.context.out.bias",
+        "continuous.hyper_synthesis.inward.weight",
+        "continuous.log_inverse_gain.anchors",
+        "continuous.z_counts",
+        "continuous.scale_counts",
+    ):
+        with torch.no_grad():
+            model.state_dict()[name].flatten()[0] += 1
+        seen.add(model_id(model))
+    assert len(seen) == 8 and all(len(digest) == 3 for digest in seen)
+
+
+def test_a_better_pixel_decoder_reads_old_files(codec, checkpoint_path, picture):
+    data = codec.encode(picture)
+    model, _ = load_release(checkpoint_path)
+    with torch.no_grad():
+        model.pixel_decoder.head[-1].bias.add_(0.1)
+    better = Codec(model, "better")
+    assert better.encode(picture) == data
+    assert (pixels(better.decode(data)) != pixels(codec.decode(data))).any()
+
+
+def test_damage_and_cuts_are_errors_of_one_line(codec, picture):
+    data = codec.encode(picture, schedule="1_4")
+    broken = [data[:cut] for cut in range(0, len(data), 7)]
+    for position in range(0, len(data), 11):
+        flipped = bytearray(data)
+        flipped[position] ^= 1
+        broken.append(bytes(flipped))
+    for damaged in broken:
+        for read in (codec.decode, codec.info):
+            with pytest.raises((FormatError, ModelMismatchError)) as error:
+                read(damaged)
+            assert "\n" not in str(error.value)
+
+
+def test_preview_needs_only_the_continuous_stream(codec, picture):
+    data = codec.encode(picture, schedule="full")
+    sections = codec.info(data)["sections"]
+    behind_y = int(sections["header"] + sections["z"] + sections["y"] + sections["check"]) + 6
+    assert behind_y < len(data) - 20
+    preview = codec.decode(data, preview=True)
+    assert preview.size == picture.size and (pixels(preview) != pixels(codec.decode(data))).any()
+    assert (pixels(codec.decode(data[:behind_y], preview=True)) == pixels(preview)).all()
+    with pytest.raises(FormatError):
+        codec.decode(data[: int(sections["header"] + sections["z"])], preview=True)
+
+
+def test_salvage_of_whole_and_cut_files(codec, picture):
+    data = codec.encode(picture, schedule="full")
+    whole, preview = pixels(codec.decode(data)), pixels(codec.decode(data, preview=True))
+    assert (pixels(codec.decode(data, salvage=True)) == whole).all()
+    errors = []
+    sections = codec.info(data)["sections"]
+    for share in (0.1, 0.5, 0.9):
+        cut = int(sum(sections.values()) - sections["crc"] - (1 - share) * sections["indices"])
+        salvaged = pixels(codec.decode(data[:cut], salvage=True))
+        errors.append(np.abs(salvaged - whole).mean())
+    assert errors[0] <= np.abs(preview - whole).mean() and errors == sorted(errors, reverse=True) and errors[-1] > 0
+    assert errors[-1] < errors[0]
+
+
+def test_load_takes_paths_and_names_what_is_there(checkpoint_path, picture):
+    codec = hybridflow.load(checkpoint_path)
+    assert codec.name == checkpoint_path.stem and codec.model.preset == SMALL
+    assert codec.decode(codec.encode(picture)).size == picture.size
+    with pytest.raises(CheckpointError, match="no weights named"):
+        hybridflow.load("absent")
+    assert not {name for name in hybridflow.available() if name.endswith(("ablation", "features"))}

@@ -1,0 +1,179 @@
+"""The continuous stream: gains, the partition of symbols into steps, causality, and networks that freeze to integers."""
+
+import pytest
+import torch
+from conftest import random_model
+from torch import nn
+
+from hybridflow.continuous import ContinuousCodec
+from hybridflow.entropy import PRECISION, Encoder
+from hybridflow.model import PRESETS
+from hybridflow.probability import (
+    LATENT_STEPS,
+    QUALITIES,
+    SCALE_MAX,
+    SCALE_MIN,
+    SCALES,
+    ContextModel,
+    HyperSynthesis,
+    IndexPrior,
+    QualityTable,
+    latent_step_masks,
+    scale_of,
+)
+from hybridflow.stream_coding import code_y
+
+SIZES = [(1, 1), (1, 3), (4, 4), (5, 7)]
+
+
+@pytest.fixture(scope="module")
+def model():
+    return random_model(0)
+
+
+@pytest.fixture
+def codec():
+    torch.manual_seed(0)
+    return ContinuousCodec(6, 4, 8, {"widths": (8, 8, 8), "depths": (1, 1, 1)})
+
+
+def test_gains_grow_with_quality_and_their_inverses_undo_them(codec):
+    quality = torch.arange(QUALITIES)
+    gain, inverse = codec.log_gain(quality).exp(), codec.log_inverse_gain(quality).exp()
+    assert (gain[1:] > gain[:-1]).all() and (inverse[1:] < inverse[:-1]).all()
+    torch.testing.assert_close(gain * inverse, torch.ones_like(gain))
+    y = torch.randn(2, 6, 3, 3)
+    ends = torch.tensor([0, 63])
+    torch.testing.assert_close(codec.ungain(codec.gain(y, ends)[0], ends), y)
+
+
+def test_a_quality_table_meets_its_anchors_and_is_linear_between():
+    table = QualityTable(3)
+    nn.init.normal_(table.anchors)
+    torch.testing.assert_close(table(torch.arange(0, 64, 9)), table.anchors)
+    torch.testing.assert_close(table(torch.tensor([3]))[0], table.anchors[0] * 2 / 3 + table.anchors[1] / 3)
+
+
+def test_the_scale_table_is_geometric():
+    scales = scale_of(torch.arange(SCALES).double())
+    torch.testing.assert_close(scales[[0, -1]], torch.tensor([SCALE_MIN, SCALE_MAX]).double())
+    torch.testing.assert_close(scales[1:] / scales[:-1], (scales[1] / scales[0]).expand(SCALES - 1))
+
+
+@pytest.mark.parametrize("h, w", SIZES)
+@pytest.mark.parametrize("channels", [1, 6, 8])
+def test_steps_partition_every_symbol_exactly_once(channels, h, w):
+    masks = latent_step_masks(channels, h, w)
+    assert masks.shape == (LATENT_STEPS, channels, h, w)
+    assert (masks.sum(0) == 1).all()
+
+
+def test_every_step_sees_every_position_and_every_group_in_turn():
+    masks = latent_step_masks(4, 2, 2)
+    assert (masks.sum((1, 2, 3)) == 4).all()  # each of four groups codes one of four positions
+    assert (masks.any(1)).all()  # together they touch all positions
+
+
+@pytest.mark.parametrize("h, w", SIZES)
+@pytest.mark.parametrize("training", [True, False])
+def test_likelihoods_of_any_size_in_both_modes(codec, h, w, training):
+    codec.train(training)
+    latent = codec(torch.rand(2, 3, 16 * h, 16 * w), torch.tensor([0, 63]))
+    assert latent.y_hat.shape == latent.y_gained.shape == latent.likelihoods["y"].shape == (2, 6, h, w)
+    assert latent.likelihoods["z"].shape == (2, 4, -(-h // 4), -(-w // 4))
+    for likelihood in latent.likelihoods.values():
+        assert likelihood.min() > 0 and likelihood.max() <= 1.001
+    assert (16 * latent.y_gained == (16 * latent.y_gained).round()).all()
+    torch.testing.assert_close(latent.y_hat, codec.ungain(latent.y_gained, torch.tensor([0, 63])))
+
+
+def test_rounding_is_repeatable_and_noise_is_not(codec):
+    image, quality = torch.rand(1, 3, 64, 64), torch.tensor([40])
+
+    def likelihoods():
+        return codec(image, quality).likelihoods["y"]
+
+    assert not torch.equal(likelihoods(), likelihoods())
+    codec.eval()
+    assert torch.equal(likelihoods(), likelihoods())
+
+
+def test_rate_and_decoded_latent_reach_the_encoder(codec):
+    for wanted in ("y", "z", "y_hat"):
+        codec.zero_grad()
+        latent = codec(torch.rand(1, 3, 64, 64), torch.tensor([31]))
+        value = latent.y_hat.square() if wanted == "y_hat" else -latent.likelihoods[wanted].log()
+        value.sum().backward()
+        assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in codec.analysis.parameters())
+
+
+class Recorder:
+    """A probability model that keeps what it gave for each step."""
+
+    def __init__(self, model):
+        self._model, self.given = model, []
+
+    def __getattr__(self, name):
+        return getattr(self._model, name)
+
+    def latent_step(self, *arguments):
+        self.given.append(self._model.latent_step(*arguments))
+        return self.given[-1]
+
+
+@pytest.mark.parametrize("step", range(LATENT_STEPS))
+def test_later_symbols_change_no_earlier_distribution(model, step):
+    h, w, channels = 5, 7, model.preset.latent_channels
+    generator = torch.Generator().manual_seed(step)
+    y = 3 * torch.randn(channels, h, w, generator=generator).numpy()
+    z = torch.randint(-3, 4, (model.preset.z_channels, 2, 2), generator=generator).numpy()
+    mask = latent_step_masks(channels, h, w)[step].numpy()
+    first, second = Recorder(model.probability()), Recorder(model.probability())
+    code_y(Encoder(), first, 31, z, h, w, y)
+    code_y(Encoder(), second, 31, z, h, w, y + 8 * mask)
+    for number, (one, other) in enumerate(zip(first.given, second.given)):
+        means_agree = (one[0] == other[0]).all() and (one[1] == other[1]).all()
+        assert means_agree == (number <= step)
+
+
+@torch.inference_mode()
+def test_what_training_sees_is_what_is_coded(model):
+    """y^_c of the forward pass in float32 against the coder's integers."""
+    image, quality = torch.rand(1, 3, 80, 112, generator=torch.Generator().manual_seed(0)), torch.tensor([31])
+    gained = model.continuous(image, quality).y_gained[0]
+    _, coded = model.write(model.analyse(image), 31, "none")
+    agree = (16 * gained.numpy() == coded.y).mean()
+    assert agree > 0.99  # float32 rounds a few means to another sixteenth
+
+
+def test_tables_are_whole_and_follow_the_densities(model):
+    continuous = model.continuous
+    for counts in (continuous.z_counts, continuous.scale_counts):
+        assert counts.min() >= 1 and (counts.long().sum(1) == 2**PRECISION).all()
+    probabilities = continuous.scale_counts[:, :-1].double() / 2**PRECISION
+    values = torch.arange(probabilities.shape[1]).double() - probabilities.shape[1] // 2
+    torch.testing.assert_close((probabilities * values).sum(1), torch.zeros(SCALES).double(), atol=2e-3, rtol=0)
+    deviations = (probabilities * values**2).sum(1).sqrt()
+    narrow = scale_of(torch.arange(SCALES).double()) < 8  # wider ones reach beyond the table
+    wide_enough = narrow & (scale_of(torch.arange(SCALES).double()) > 1)
+    expected = (scale_of(torch.arange(SCALES).double()) ** 2 + 1 / 12).sqrt()
+    torch.testing.assert_close(deviations[wide_enough], expected[wide_enough], rtol=0.02, atol=0)
+
+
+@pytest.mark.parametrize("preset", PRESETS.values(), ids=PRESETS)
+def test_probability_networks_have_the_shape_that_freezes_to_integers(preset):
+    width = preset.context_width
+    networks = [
+        HyperSynthesis(preset.z_channels, width, width),
+        ContextModel(preset.latent_channels, width, width),
+        IndexPrior(preset.latent_channels, preset.num_codes, preset.prior_width, preset.prior_embedding),
+    ]
+    for network in networks:
+        for module in network.modules():
+            if isinstance(module, nn.Conv2d):
+                assert module.weight[0].numel() <= 1024 and module.padding_mode == "zeros"
+            elif isinstance(module, nn.Linear):
+                assert module.in_features <= 1024
+            else:
+                allowed = (nn.ReLU, nn.PixelShuffle, nn.Embedding, QualityTable, nn.Sequential)
+                assert module is network or isinstance(module, allowed), module

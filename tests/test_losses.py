@@ -1,0 +1,108 @@
+"""The losses: what counts, what gets no gradient, and what the numbers are by hand."""
+
+import math
+
+import pytest
+import torch
+
+from hybridflow.losses import (
+    L1_WEIGHT,
+    LPIPS_WEIGHT,
+    RATE_WEIGHT_HIGHEST_QUALITY,
+    RATE_WEIGHT_LOWEST_QUALITY,
+    Distortion,
+    bits,
+    masked_cross_entropy,
+    rate_weight,
+)
+
+
+def test_only_masked_positions_count():
+    torch.manual_seed(0)
+    logits = torch.randn(2, 10, 4, 5, requires_grad=True)
+    indices = torch.randint(10, (2, 4, 5))
+    sent = torch.rand(2, 4, 5) < 0.5
+    loss = masked_cross_entropy(logits, indices, sent)
+    loss.backward()
+    by_hand = [
+        -logits[b, :, i, j].log_softmax(0)[indices[b, i, j]]
+        for b, i, j in (~sent).nonzero().tolist()
+    ]
+    torch.testing.assert_close(loss, torch.stack(by_hand).mean())
+    gradient = logits.grad.abs().sum(1)
+    assert (gradient[sent] == 0).all() and (gradient[~sent] > 0).all()
+
+    indices[sent] = (indices[sent] + 1) % 10
+    with torch.no_grad():
+        changed = logits + 5 * torch.randn_like(logits) * sent[:, None]
+    torch.testing.assert_close(masked_cross_entropy(changed, indices, sent), loss.detach())
+
+
+def test_nothing_masked_is_no_loss():
+    logits = torch.randn(1, 10, 2, 2, requires_grad=True)
+    loss = masked_cross_entropy(logits, torch.zeros(1, 2, 2, dtype=torch.int64), torch.ones(1, 2, 2, dtype=torch.bool))
+    loss.backward()
+    assert loss == 0 and (logits.grad == 0).all()
+
+
+def test_masked_cross_entropy_of_even_logits_is_the_logarithm_of_their_number():
+    sent = torch.zeros(1, 2, 2, dtype=torch.bool)
+    loss = masked_cross_entropy(torch.zeros(1, 1024, 2, 2), torch.zeros(1, 2, 2, dtype=torch.int64), sent)
+    assert float(loss) == pytest.approx(10 * math.log(2))
+
+
+def test_bits_are_summed_per_sample():
+    likelihoods = torch.tensor([[[0.5, 0.25]], [[1.0, 0.125]]])
+    assert bits(likelihoods).tolist() == pytest.approx([3, 3])
+    assert bits(torch.ones(2, 3, 4)).tolist() == [0, 0]
+
+
+def test_rate_weight_is_geometric_between_its_ends():
+    weights = rate_weight(torch.arange(64))
+    assert float(weights[0]) == pytest.approx(RATE_WEIGHT_LOWEST_QUALITY)
+    assert float(weights[63]) == pytest.approx(RATE_WEIGHT_HIGHEST_QUALITY, rel=1e-4)
+    ratios = weights[1:] / weights[:-1]
+    assert (ratios < 1).all() and ratios.max() - ratios.min() < 1e-5
+
+
+@pytest.fixture(scope="module")
+def distortion():
+    return Distortion()
+
+
+def test_distortion_of_equal_images_is_zero(distortion):
+    x = torch.rand(2, 3, 64, 64)
+    values, terms = distortion(x, x.clone())
+    assert (values == 0).all() and all(term == 0 for term in terms.values())
+
+
+def test_distortion_is_positive_weighted_and_differentiable(distortion):
+    torch.manual_seed(0)
+    x = torch.rand(2, 3, 64, 64)
+    x_hat = (x + 0.1 * torch.randn_like(x)).requires_grad_()
+    values, terms = distortion(x, x_hat)
+    assert values.shape == (2,) and (values > 0).all()
+    assert float(terms["l1"]) == pytest.approx(float((x - x_hat).detach().abs().mean()))
+    expected = L1_WEIGHT * terms["l1"] + LPIPS_WEIGHT * terms["lpips"]
+    torch.testing.assert_close(values.mean().detach(), expected)
+    values.sum().backward()
+    assert (x_hat.grad.abs().flatten(1).sum(1) > 0).all()
+    assert all(parameter.grad is None for parameter in distortion.parameters())
+
+
+def test_each_image_has_its_own_distortion(distortion):
+    torch.manual_seed(0)
+    x = torch.rand(2, 3, 64, 64)
+    x_hat = torch.stack([x[0], x[1].flip(-1)])
+    values, _ = distortion(x, x_hat)
+    assert values[0] == 0 and values[1] > 0.5
+
+
+def test_lpips_looks_at_every_phase_of_a_grid(distortion):
+    """AlexNet strides by 4: over a few draws of shift and scale, the same grid must not always look the same."""
+    torch.manual_seed(0)
+    x = torch.full((1, 3, 64, 64), 0.5)
+    grid = x.clone()
+    grid[..., ::4, ::4] += 0.3
+    seen = {round(float(distortion(x, grid)[1]["lpips"]), 5) for _ in range(12)}
+    assert len(seen) > 3

@@ -1,0 +1,132 @@
+"""The composite: budgets, CompressAI's conventions, joins that start at zero, and parts that matter."""
+
+import pytest
+import torch
+from compressai.registry import MODELS
+from conftest import SMALL, random_model
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from hybridflow.checkpoint import TRAINING_ONLY
+from hybridflow.masking import UNIFORM_SCHEDULES, schedule_mask
+from hybridflow.model import HybridFlow
+
+
+@pytest.fixture(scope="module")
+def model():
+    return random_model(0)
+
+
+def image(batch=1, height=48, width=80):
+    return torch.rand(batch, 3, height, width, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("preset, budget", [("tiny", 6e6), ("base", 33e6)])
+def test_parameters_stay_in_budget(preset, budget):
+    weights = HybridFlow(preset).state_dict()
+    stored = sum(value.numel() for key, value in weights.items() if not key.startswith(TRAINING_ONLY))
+    assert 0.5 * budget < stored <= budget
+
+
+def test_tiny_stays_in_its_budget_of_operations():
+    torch.manual_seed(0)
+    model = HybridFlow("tiny").eval()
+    model.update()
+    x = image(height=128, width=128)
+    with sdpa_kernel(SDPBackend.MATH):  # the fused kernel is not counted
+        with FlopCounterMode(display=False) as encoding:
+            stream, _ = model.write(model.analyse(x), 31, "full")
+        with FlopCounterMode(display=False) as decoding:
+            model.synthesise(model.read(stream, 8, 8, 31, "full"), 31)
+    kmac = [counter.get_total_flops() / 2 / 1000 / 128**2 for counter in (encoding, decoding)]
+    assert 20 < kmac[0] <= 80 and 20 < kmac[1] <= 50
+
+
+def test_compressai_knows_the_model():
+    assert MODELS["hybridflow"] is HybridFlow
+
+
+@pytest.mark.parametrize("sent", UNIFORM_SCHEDULES)
+@pytest.mark.parametrize("training", [True, False])
+def test_forward_keeps_compressais_contract(sent, training):
+    model, x = random_model(0).train(training), image(batch=2)
+    out = model(x, quality=torch.tensor([5, 60]), sent=sent)
+    assert out["x_hat"].shape == x.shape
+    assert out["indices"].shape == (2, 3, 5) and out["index_logits"].shape == (2, SMALL.num_codes, 3, 5)
+    assert (out["sent"] == schedule_mask(sent, 3, 5)).all()
+    assert set(out["likelihoods"]) == {"y", "z", "indices"}
+    for likelihood in out["likelihoods"].values():
+        assert len(likelihood) == 2 and likelihood.min() > 0 and likelihood.max() <= 1.001
+    assert (out["likelihoods"]["indices"][~out["sent"]] == 1).all()
+    assert (out["likelihoods"]["indices"][out["sent"]] < 1).all()
+
+
+@torch.inference_mode()
+def test_an_int_quality_is_one_for_all(model):
+    x = image(batch=2)
+    one, both = model(x, 20)["x_hat"], model(x, torch.tensor([20, 20]))["x_hat"]
+    assert torch.equal(one, both) and not torch.allclose(one, model(x, 50)["x_hat"])
+
+
+@torch.inference_mode()
+def test_joins_start_at_zero():
+    torch.manual_seed(0)
+    model = HybridFlow(SMALL).eval()
+    indices, y_hat = torch.randint(SMALL.num_codes, (1, 3, 5)), torch.randn(1, SMALL.latent_channels, 3, 5)
+    sent = schedule_mask("1_4", 3, 5)[None]
+    corrected, bare = (model.decode_pixels(indices, sent, y_hat, corrected=c) for c in (True, False))
+    assert torch.equal(corrected, bare)
+
+
+@torch.inference_mode()
+def test_correction_and_both_streams_reach_the_pixels(model):
+    indices, y_hat = torch.randint(SMALL.num_codes, (1, 3, 5)), torch.randn(1, SMALL.latent_channels, 3, 5)
+    sent = schedule_mask("1_4", 3, 5)[None]
+    x_hat = model.decode_pixels(indices, sent, y_hat)
+    assert not torch.allclose(model.decode_pixels(indices, sent, y_hat, corrected=False), x_hat)
+    assert not torch.allclose(model.decode_pixels(indices, sent, -y_hat), x_hat)
+    other = (indices + 7) % SMALL.num_codes
+    assert not torch.allclose(model.decode_pixels(other, sent, y_hat), x_hat)
+    assert torch.equal(model.decode_pixels(torch.where(sent, indices, other), sent, y_hat), x_hat)
+
+
+@torch.inference_mode()
+def test_sent_positions_get_their_codeword_and_others_the_expected_one(model):
+    indices = torch.randint(SMALL.num_codes, (1, 3, 5))
+    sent = schedule_mask("1_4", 3, 5)[None]
+    logits = torch.randn(1, SMALL.num_codes, 3, 5)
+    codes = model.fill_in(indices, sent, logits).permute(0, 2, 3, 1)
+    assert torch.equal(codes[sent], model.codebook.codewords[indices[sent]])
+    torch.testing.assert_close(codes[~sent], model.codebook.expected(logits).permute(0, 2, 3, 1)[~sent])
+
+
+@pytest.mark.parametrize("schedule", [*UNIFORM_SCHEDULES, "dynamic"])
+def test_compress_then_decompress(model, schedule):
+    x = image(batch=2)
+    out = model.compress(x, quality=40, schedule=schedule)
+    assert out["shape"] == (3, 5) and len(out["strings"]) == 1 and len(out["strings"][0]) == 2
+    x_hat = model.decompress(**out, quality=40, schedule=schedule)["x_hat"]
+    assert x_hat.shape == x.shape and x_hat.min() >= 0 and x_hat.max() <= 1
+    for i in range(2):
+        _, coded = model.write(model.analyse(x[i : i + 1]), 40, schedule)
+        assert torch.equal(model.synthesise(coded, 40)[0], x_hat[i])
+
+
+@torch.inference_mode()
+def test_forward_shows_what_decompress_gives(model):
+    x = image()
+    shown = model(x, 40, "1_4")["x_hat"].clamp(0, 1)
+    decoded = model.decompress(**model.compress(x, 40, "1_4"), quality=40, schedule="1_4")["x_hat"]
+    assert (shown - decoded).abs().mean() < 0.01
+
+
+def test_tables_are_baked_once():
+    model = HybridFlow(SMALL).eval()
+    with pytest.raises(RuntimeError, match="update"):
+        model.probability()
+    assert model.update() and not model.update()
+    before = model.continuous.z_counts.clone()
+    with torch.no_grad():
+        model.continuous.entropy_bottleneck.matrices[0].add_(1)
+    assert not model.update() and torch.equal(model.continuous.z_counts, before)
+    assert model.update(force=True) and not torch.equal(model.continuous.z_counts, before)

@@ -1,0 +1,117 @@
+"""The tables on what each part is worth: on random weights, and on numbers worked out by hand."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+import hybridflow
+from eval.parts import Photo, at_equal_bytes, main, markdown, masked_indices, round_trips, unigram_entropy
+from hybridflow.ablation import Ablations
+from hybridflow.masking import SCHEDULES
+from hybridflow.metrics import psnr
+
+
+@pytest.fixture(scope="module")
+def folder(photos, tmp_path_factory):
+    """A crop of two photos, the second with sides that are no multiples of 16."""
+    folder = tmp_path_factory.mktemp("crops")
+    for photo, size in zip(photos, ((96, 64), (75, 50))):
+        with Image.open(photo) as image:
+            image.crop((300, 200, 300 + size[0], 200 + size[1])).save(folder / photo.name)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def ablations(codec) -> Ablations:
+    torch.manual_seed(0)
+    return Ablations(codec.model.preset).eval()
+
+
+@pytest.fixture(scope="module")
+def crops(codec, ablations, folder) -> list[Photo]:
+    return [Photo(codec, ablations, path) for path in sorted(folder.iterdir())]
+
+
+def test_unigram_entropy_counts_all_maps_together():
+    assert unigram_entropy([np.array([[0, 7]]), np.array([[2, 5]])]) == 2
+    assert unigram_entropy([np.array([[3, 3], [3, 3]])]) == 0
+
+
+def test_a_photo_agrees_with_the_codec(codec, crops):
+    for crop in crops:
+        data = crop.file(31, "1_4")[0]
+        assert data == codec.encode(crop.original, quality=31, schedule="1_4")
+        torch.testing.assert_close(crop.y_hat(31), crop.latent(31).y_hat)
+        decoded = codec.decode(data)
+        assert crop.figures(31, "1_4")["psnr"] == pytest.approx(psnr(crop.original, decoded))
+
+
+def test_a_predictor_without_an_opinion_needs_the_bits_of_an_even_choice(crops, monkeypatch):
+    codes = crops[0].model.preset.num_codes
+    for owner, name in ((crops[0].model, "predictor"), (crops[0].ablations, "blind_predictor")):
+        monkeypatch.setattr(getattr(owner, name), "forward", lambda i, *_: torch.zeros(len(i), codes, *i.shape[1:]))
+    rows = {row["schedule"]: row for row in masked_indices(crops)}
+    for row in rows.values():
+        assert row["bits_with_y"] == pytest.approx(math.log2(codes))
+        assert row["bits_without_y"] == pytest.approx(math.log2(codes))
+    assert rows["none"]["masked"] == 4 * 6 + 4 * 5
+    assert rows["1_4"]["masked"] == 4 * 6 + 4 * 5 - 2 * 3 - 2 * 3
+
+
+def test_equal_bytes_are_interpolated_over_the_common_range():
+    def line(curve: str, rates: list[float], offset: float) -> list[dict]:
+        return [{"curve": curve, "bpp": r, "lpips": offset - math.log(r), "psnr": math.log(r)} for r in rates]
+
+    rows = at_equal_bytes(
+        line("none", [0.01, 0.03, 0.04], 0.0) + line("1_4", [0.08, 0.02], -0.5) + line("full", [0.05, 0.09], 0.0)
+    )
+    assert {row["curve"] for row in rows} == {"1_4"}  # `full` starts above where `none` ends
+    assert rows[0]["bpp"] == pytest.approx(0.02) and rows[-1]["bpp"] == pytest.approx(0.04)
+    for row in rows:
+        assert row["lpips"] - row["lpips_none"] == pytest.approx(-0.5)
+        assert row["psnr"] == pytest.approx(row["psnr_none"])
+
+
+def test_round_trips_are_intact_and_cheap(crops):
+    rows = round_trips(crops, qualities=[31])
+    assert [row["schedule"] for row in rows] == list(SCHEDULES)
+    assert all(row["intact"] == len(crops) for row in rows)
+    assert all(7 < row["overhead"] <= 18 for row in rows)
+    assert [row["region_bytes"] > 0 for row in rows] == [schedule == "dynamic" for schedule in SCHEDULES]
+
+
+def test_a_file_that_gives_back_something_else_is_counted(codec, ablations, folder, monkeypatch):
+    crop = Photo(codec, ablations, min(folder.iterdir()))
+    read = codec.model.read
+    monkeypatch.setattr(codec.model, "read", lambda *args, **kw: (c := read(*args, **kw))._replace(y=c.y + 1))
+    assert [row["intact"] for row in round_trips([crop], qualities=[31])] == [0] * len(SCHEDULES)
+
+
+def test_the_command_writes_every_table(codec, ablations, folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(hybridflow, "load", lambda *_, **__: codec)
+    weights, output = tmp_path / "ablation.safetensors", tmp_path / "out" / "parts.json"
+    save_file(ablations.state_dict(), weights)
+    command = ["--data", str(folder), "--ablations", str(weights), "--qualities", "0", "63", "-o", str(output)]
+    assert main(command) == 0
+
+    result = json.loads(output.read_text())
+    printed = capsys.readouterr().out
+    for name, rows in result["tables"].items():
+        assert f"### {name.capitalize()}" in printed
+        assert markdown(rows) in printed
+    decoders = {row["decoder"]: row for row in result["tables"]["decoders"]}
+    assert decoders["both streams"]["bytes"] == decoders["uncorrected"]["bytes"]
+    assert decoders["both streams"]["lpips"] != decoders["uncorrected"]["lpips"]
+    assert all(row["in_order"] == row["images"] == 2 for row in result["tables"]["order of bytes"])
+
+
+def test_missing_baselines_are_one_line_of_error(codec, folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(hybridflow, "load", lambda *_, **__: codec)
+    assert main(["--data", str(folder), "-o", str(tmp_path / "parts.json")]) == 2
+    assert "small-ablation.safetensors" in capsys.readouterr().err
+    assert not (tmp_path / "parts.json").exists()

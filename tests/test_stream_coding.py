@@ -1,0 +1,168 @@
+"""The stream: what is written is read again, whatever the schedule, the size, the batch and the threads."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import random_model
+
+from hybridflow.entropy import Decoder, Encoder
+from hybridflow.errors import FormatError
+from hybridflow.masking import SCHEDULES, UNIFORM_SCHEDULES, coding_steps, region_grid, region_mask
+from hybridflow.model import HybridFlow
+from hybridflow.probability import MEAN_STEPS
+from hybridflow.stream_coding import code_sent, code_y
+
+SIZES = [(16, 16), (16, 32), (256, 48), (112, 80)]
+HEADER = b"header"
+
+
+@pytest.fixture(scope="module")
+def model():
+    return random_model(0)
+
+
+@pytest.fixture(scope="module")
+def probability(model):
+    return model.probability()
+
+
+def picture(height, width, seed=0):
+    """Smooth noise (1,3,H,W): neighbours resemble each other as in a photo."""
+    generator = torch.Generator().manual_seed(seed)
+    coarse = torch.rand(1, 3, height // 8, width // 8, generator=generator)
+    return torch.nn.functional.interpolate(coarse, scale_factor=8, mode="bilinear")
+
+
+def mixed_regions(monkeypatch):
+    """Let `dynamic` choose its regions at random, so that all schedules meet in one map."""
+
+    def choose(self, analysed, y, quality):
+        grid = region_grid(*analysed.indices.shape)
+        return np.random.default_rng(0).integers(0, len(UNIFORM_SCHEDULES), grid)
+
+    monkeypatch.setattr(HybridFlow, "_choose_regions", choose)
+
+
+def assert_equal(read, written):
+    for name in written._fields:
+        assert np.array_equal(getattr(read, name), getattr(written, name)), name
+
+
+@pytest.mark.parametrize("height, width", SIZES)
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("quality", [0, 63])
+def test_round_trip(model, probability, height, width, schedule, quality, monkeypatch):
+    mixed_regions(monkeypatch)
+    analysed, h, w = model.analyse(picture(height, width)), height // 16, width // 16
+    stream, written = model.write(analysed, quality, schedule, HEADER, probability)
+    sections = {}
+    assert_equal(model.read(stream, h, w, quality, schedule, HEADER, probability, sections), written)
+    assert (written.indices == analysed.indices * written.sent).all()
+    assert list(sections) == ["z", "y", "check", "schedules", "indices"]
+    assert sections["check"] == pytest.approx(16)
+    assert abs(len(stream) - sum(sections.values()) / 8) < 1.01
+    assert (sections["indices"] > 0) == written.sent.any() and (sections["schedules"] > 0) == (schedule == "dynamic")
+
+
+def test_random_models_have_something_to_code(model, probability):
+    """Else the round trips above would prove little."""
+    _, coded = model.write(model.analyse(picture(112, 80)), 31, "full", HEADER, probability)
+    assert coded.sent.all() and len(np.unique(coded.indices)) > 3
+    assert len(np.unique(coded.z)) > 3 and len(np.unique(coded.y)) > 16
+    assert (coded.y % MEAN_STEPS != 0).any()  # means count
+
+
+def test_more_schedules_send_more(model, probability):
+    analysed = model.analyse(picture(256, 256))
+    sizes = [len(model.write(analysed, 31, s, HEADER, probability)[0]) for s in UNIFORM_SCHEDULES]
+    assert sizes == sorted(sizes, reverse=True) and len(set(sizes)) == 4
+
+
+@pytest.mark.parametrize("schedule", UNIFORM_SCHEDULES)
+@pytest.mark.parametrize("quality", [0, 31, 63])
+@torch.inference_mode()
+def test_the_estimate_agrees_with_the_bytes(model, probability, schedule, quality):
+    x = picture(256, 192)
+    stream, _ = model.write(model.analyse(x), quality, schedule, HEADER, probability)
+    likelihoods = model(x, quality, schedule)["likelihoods"].values()
+    estimate = 2 + sum(float(-likelihood.double().log2().sum()) for likelihood in likelihoods) / 8
+    assert abs(len(stream) - estimate) < max(8, 0.02 * len(stream))
+
+
+def test_y_is_rounded_to_within_half_a_step(model, probability):
+    y = 5 * np.random.default_rng(0).standard_normal((model.preset.latent_channels, 5, 7))
+    z = np.zeros((model.preset.z_channels, 2, 2), np.int64)
+    decoded = code_y(Encoder(), probability, 31, z, 5, 7, y)
+    assert np.abs(decoded / MEAN_STEPS - y).max() <= 0.5 + 1e-9
+
+
+def test_symbols_far_outside_their_tables(model, probability):
+    y = np.random.default_rng(0).standard_normal((model.preset.latent_channels, 3, 3))
+    y[0, 1, 1], y[3, 2, 0] = 1e4, -300
+    z = np.zeros((model.preset.z_channels, 1, 1), np.int64)
+    coder = Encoder()
+    written = code_y(coder, probability, 0, z, 3, 3, y)
+    assert (code_y(Decoder(coder.finish()), probability, 0, z, 3, 3) == written).all()
+
+
+def test_the_check_covers_header_z_and_y(model, probability):
+    stream, _ = model.write(model.analyse(picture(64, 64)), 31, "none", HEADER, probability)
+    with pytest.raises(FormatError):
+        model.read(stream, 4, 4, 31, "none", b"Header", probability)
+    survived = 0
+    for position in range(0, len(stream) - 2, 3):
+        damaged = bytearray(stream)
+        damaged[position] ^= 0x40
+        try:
+            model.read(bytes(damaged), 4, 4, 31, "none", HEADER, probability)
+            survived += 1
+        except FormatError as error:
+            assert "\n" not in str(error)
+    assert survived == 0
+
+
+@pytest.mark.parametrize("schedule", ["full", "1_4"])
+def test_salvage_keeps_the_first_steps(model, probability, schedule):
+    h, w = 9, 11
+    stream, written = model.write(model.analyse(picture(16 * h, 16 * w)), 31, schedule, HEADER, probability)
+    sections = {}
+    model.read(stream, h, w, 31, schedule, HEADER, probability, sections)
+    behind_y = -(-int(sections["z"] + sections["y"] + sections["check"]) // 8) + 1
+    steps, counts = coding_steps(h, w).numpy(), []
+    for length in range(behind_y, len(stream)):
+        read = model.read(stream[:length], h, w, 31, schedule, HEADER, probability, salvage=True)
+        assert np.array_equal(read.z, written.z) and np.array_equal(read.y, written.y)
+        assert np.array_equal(read.indices, written.indices * read.sent)
+        whole = steps[read.sent].max(initial=-1)
+        assert np.array_equal(read.sent, written.sent & (steps <= whole))
+        counts.append(int(read.sent.sum()))
+    assert counts == sorted(counts) and counts[0] == 0 and 0 < counts[-1] < written.sent.sum()
+
+
+def test_regions_are_coded_adaptively():
+    h, w = 32, 48
+    rng = np.random.default_rng(0)
+    costs = []
+    for regions in (rng.integers(0, 4, (6, 8)), np.full((6, 8), 3)):
+        coder = Encoder()
+        sent = code_sent(coder, "dynamic", h, w, regions)
+        assert (sent == region_mask(torch.from_numpy(regions), h, w).numpy()).all()
+        assert (code_sent(Decoder(coder.finish()), "dynamic", h, w) == sent).all()
+        costs.append(coder.bits / 8)
+    assert costs[0] < 14 and costs[1] < 5
+
+
+def test_neither_batch_nor_threads_change_a_byte(model, probability):
+    x = torch.cat([picture(80, 112, seed) for seed in range(3)])
+    together = model.compress(x, 45, "1_4")["strings"][0]
+    assert together == [model.compress(image[None], 45, "1_4")["strings"][0][0] for image in x]
+    analysed, threads = model.analyse(x[:1]), torch.get_num_threads()
+    streams = []
+    for number in (1, 2):
+        torch.set_num_threads(number)
+        stream, written = model.write(analysed, 45, "full")
+        assert_equal(model.read(stream, 5, 7, 45, "full"), written)
+        streams.append(stream)
+        assert torch.get_num_threads() == number
+    torch.set_num_threads(threads)
+    assert streams[0] == streams[1]
