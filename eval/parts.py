@@ -11,7 +11,8 @@ prints a Markdown table for every question and writes them all to one JSON file:
 * codewords: the expected codeword at predicted positions against the most probable one.
 * round trip, order of bytes: what was written is read again, at the cost that was estimated.
 
-The baselines' weights come from the checkpoint's ablation file. A byte is a byte of a whole `.hf` file.
+The baselines' weights come from the checkpoint's ablation file, each as its own stage left it: fewer minutes than the whole has had. A byte is a byte of a whole `.hf`
+file, but the continuous stream's alone are estimated.
 """
 
 import argparse
@@ -67,7 +68,7 @@ class Photo:
         reading: (quality, schedule) -> whether the file gives back what it holds; bits of each section of its stream.
         latent: quality -> the continuous stream as training sees it.
         figures: (quality, schedule) -> the decoded image's `compare`.
-        continuous_alone: quality -> that of y^_c through the light synthesis.
+        continuous_alone: quality -> bytes and `compare` of the continuous codec as its own stage left it.
     """
 
     def __init__(self, codec: Codec, ablations: Ablations, path: Path) -> None:
@@ -133,8 +134,11 @@ class Photo:
         return self.compare(self.model.synthesise(self.file(quality, schedule)[1], quality))
 
     @torch.inference_mode()
-    def _continuous_alone(self, quality: int) -> dict[str, float]:
-        return self.compare(self.ablations.light_synthesis(self.y_hat(quality)))
+    def _continuous_alone(self, quality: int) -> tuple[float, dict[str, float]]:
+        latent = self.ablations.continuous_alone(self.analysed.image, self._tensor(quality))
+        size = sum(float(bits(p)) for p in latent.likelihoods.values()) / 8
+        size += len(self._header(quality, "none").pack()) + CHECKS
+        return size, self.compare(self.ablations.light_synthesis(latent.y_hat))
 
 
 def averages(photos: Sequence[Photo], sizes: Sequence[float], figures: Sequence[dict[str, float]]) -> dict[str, float]:
@@ -207,24 +211,22 @@ def decoders(photos: Sequence[Photo]) -> Rows:
         measured["uncorrected"].append((len(data), photo.compare(uncorrected)))
         codebook_bytes = len(full) - (sections["z"] + sections["y"]) / 8
         measured["codebook alone"].append((codebook_bytes, photo.compare(codebook_alone)))
-        continuous_bytes = len(photo.file(quality, "none")[0])
-        measured[CONTINUOUS_ALONE].append((continuous_bytes, photo.continuous_alone(quality)))
+        measured[CONTINUOUS_ALONE].append(photo.continuous_alone(quality))
     return [{"decoder": name} | averages(photos, *zip(*found)) for name, found in measured.items()]
 
 
 def curves(photos: Sequence[Photo], qualities: Sequence[int]) -> Rows:
-    """Every uniform schedule, and the continuous stream alone in the bytes of `none`, over the qualities."""
+    """Every uniform schedule, and the continuous stream alone, over the qualities."""
     names = (*UNIFORM_SCHEDULES, CONTINUOUS_ALONE)
     rows = []
     with tqdm(desc="curves", unit="point", total=len(names) * len(qualities), disable=None) as bar:
         for name in names:
-            alone = name == CONTINUOUS_ALONE
-            schedule = "none" if alone else name
             for quality in qualities:
-                sizes = [len(photo.file(quality, schedule)[0]) for photo in photos]
-                figures = [
-                    photo.continuous_alone(quality) if alone else photo.figures(quality, schedule) for photo in photos
-                ]
+                if name == CONTINUOUS_ALONE:
+                    sizes, figures = zip(*(photo.continuous_alone(quality) for photo in photos))
+                else:
+                    sizes = [len(photo.file(quality, name)[0]) for photo in photos]
+                    figures = [photo.figures(quality, name) for photo in photos]
                 rows.append({"curve": name, "quality": quality} | averages(photos, sizes, figures))
                 bar.update()
     return rows

@@ -5,7 +5,7 @@ A part switched off after joint training is no fair baseline, so each baseline k
 
 from torch import nn
 
-from hybridflow.model import Preset
+from hybridflow.model import Preset, continuous_codec
 from hybridflow.pixel_decoder import PixelDecoder
 from hybridflow.predictor import Predictor
 
@@ -15,7 +15,8 @@ class Ablations(nn.Module):
 
     Attributes:
         codebook_decoder: D_vq as the tokenizer stage left it: codebook stream alone.
-        light_synthesis: y^_c -> image, trained in the continuous stage: continuous stream alone.
+        continuous_alone, light_synthesis: the continuous codec as its own stage left it, and the decoder y^_c -> image
+            that was trained with it: continuous stream alone.
         blind_predictor: a predictor that does not see y^_c.
     """
 
@@ -27,6 +28,7 @@ class Ablations(nn.Module):
             "half_channels": preset.half_channels,
         }
         self.codebook_decoder = PixelDecoder(preset.code_dim, **decoder)
+        self.continuous_alone = continuous_codec(preset)
         self.light_synthesis = PixelDecoder(preset.latent_channels, **decoder)
         self.blind_predictor = Predictor(
             preset.latent_channels,

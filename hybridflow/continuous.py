@@ -109,7 +109,8 @@ class ContinuousCodec(nn.Module):
         """Image (B,3,H,W) in [0,1], quality (B,) int64 in 0..63 -> `Latent`.
 
         In training mode the likelihoods are those of y and z with uniform noise (Ballé et al., ICLR 2017) and what is
-        decoded is rounded with a straight-through gradient; otherwise both are rounded.
+        decoded is rounded with a straight-through gradient; otherwise both are rounded, and symbols of the smallest
+        scale are their means and cost nothing, as in `stream_coding.code_y`.
         """
         y, z = self.gain(self.analysis(image), quality)
         y, z = y.float(), z.float()
@@ -122,11 +123,19 @@ class ContinuousCodec(nn.Module):
         for step, mask in enumerate(latent_step_masks(y.shape[1], h, w, y.device)):
             step_means, step_indices = (t.float() for t in self.context(features, known, step, quality))
             step_means = round_through(step_means * MEAN_STEPS) / MEAN_STEPS
-            known = torch.where(mask, round_through(y - step_means) + step_means, known)
+            decoded = round_through(y - step_means) + step_means
+            decoded = torch.where(self._coded(step_indices), decoded, step_means)
+            known = torch.where(mask, decoded, known)
             means, indices = torch.where(mask, step_means, means), torch.where(mask, step_indices, indices)
         scales = scale_of(self.index_floor(indices).clamp(max=SCALES - 1))
         _, y_likelihoods = self.gaussian_conditional(y, scales, means)
+        if not self.training:
+            y_likelihoods = y_likelihoods.masked_fill(indices.round() <= 0, 1.0)
+        y_likelihoods = y_likelihoods.masked_fill(~self._coded(indices), 1)
         return Latent(self.ungain(known, quality), known, {"y": y_likelihoods, "z": z_likelihoods})
+
+    def _coded(self, indices: Tensor) -> Tensor:
+        return (indices.round() > 0) | self.training
 
 
 def _signed_tables(pmf: Tensor) -> Tensor:

@@ -89,6 +89,11 @@ PRESETS = {
 }
 
 
+def continuous_codec(preset: Preset) -> ContinuousCodec:
+    encoder = {"widths": preset.encoder_widths, "depths": preset.encoder_depths}
+    return ContinuousCodec(preset.latent_channels, preset.z_channels, preset.context_width, encoder)
+
+
 class Analysed(NamedTuple):
     """What the encoder knows of one image, whatever the quality and the schedule."""
 
@@ -129,7 +134,7 @@ class HybridFlow(CompressionModel):
         self.codebook_encoder = ImageEncoder(p.code_dim, **encoder)
         self.codebook = Codebook(p.num_codes, p.code_dim)
         self.pixel_decoder = PixelDecoder(p.code_dim, **decoder, half_channels=p.half_channels)
-        self.continuous = ContinuousCodec(p.latent_channels, p.z_channels, p.context_width, encoder)
+        self.continuous = continuous_codec(p)
         self.predictor = Predictor(
             p.latent_channels, p.num_codes, p.predictor_dim, p.predictor_depth, p.predictor_heads
         )

@@ -42,7 +42,8 @@ def code_y(
     """y_c in the gained domain -> y^_c (M,h,w) int64, in sixteenths.
 
     Step by step (`latent_step_masks`); inside a step the symbols are sorted by scale-table index, then by channel, row
-    and column, and coded as the rounded distance to their mean.
+    and column, and coded as the rounded distance to their mean. Symbols of the smallest scale are not coded: they are
+    their means.
 
     Args:
         z: (Z,ceil(h/4),ceil(w/4)) int64, coded before.
@@ -59,12 +60,11 @@ def code_y(
         mean, scale = (field[mask] for field in model.latent_step(features, known, step, quality))
         order = np.argsort(scale, kind="stable")
         residual = np.zeros(len(mean), np.int64)
-        if y is not None:
-            residual = np.rint(y[mask] - mean / MEAN_STEPS).astype(np.int64)
         starts = np.searchsorted(scale[order], np.arange(len(model.scale_counts) + 1))
-        for index, (start, end) in enumerate(zip(starts[:-1], starts[1:])):
-            chosen = order[start:end]
-            residual[chosen] = _signed(coder, residual[chosen], len(chosen), model.scale_counts[index])
+        for index in range(1, len(model.scale_counts)):
+            chosen = order[starts[index] : starts[index + 1]]
+            values = None if y is None else np.rint(y[mask][chosen] - mean[chosen] / MEAN_STEPS).astype(np.int64)
+            residual[chosen] = _signed(coder, values, len(chosen), model.scale_counts[index])
         known[mask] = residual * MEAN_STEPS + mean
     return known
 

@@ -41,6 +41,7 @@ def random_model(seed: int) -> HybridFlow:
         model.continuous.hyper_analysis[-1].weight.mul_(10)
         model.continuous.context.out.bias[SMALL.latent_channels :] += 1
         torch.nn.init.normal_(model.continuous.context.out.weight, std=0.05)
+        model.continuous.context.out.bias[-1] = -3  # the smallest scale, whose symbols are not coded
         for join in model.correction.joins:
             torch.nn.init.normal_(join.weight, std=0.1)
     model.update()

@@ -1,4 +1,4 @@
-"""The continuous stream: gains, the partition of symbols into steps, causality, and networks that freeze to integers."""
+"""The continuous stream: gains, the partition of symbols into steps, causality, networks that freeze to integers."""
 
 import pytest
 import torch

@@ -93,7 +93,19 @@ def test_y_is_rounded_to_within_half_a_step(model, probability):
     y = 5 * np.random.default_rng(0).standard_normal((model.preset.latent_channels, 5, 7))
     z = np.zeros((model.preset.z_channels, 2, 2), np.int64)
     decoded = code_y(Encoder(), probability, 31, z, 5, 7, y)
-    assert np.abs(decoded / MEAN_STEPS - y).max() <= 0.5 + 1e-9
+    assert np.abs(decoded / MEAN_STEPS - y)[:-1].max() <= 0.5 + 1e-9
+
+
+def test_symbols_of_the_smallest_scale_are_their_means_and_cost_nothing(model, probability):
+    """Those of the last channel, see conftest."""
+    y = 5 * np.random.default_rng(0).standard_normal((model.preset.latent_channels, 5, 7))
+    z = np.zeros((model.preset.z_channels, 2, 2), np.int64)
+    coder, other = Encoder(), Encoder()
+    decoded = code_y(coder, probability, 31, z, 5, 7, y)
+    y[-1] = 100
+    assert (code_y(other, probability, 31, z, 5, 7, y) == decoded).all()
+    assert other.finish() == coder.finish()
+    assert (code_y(Decoder(coder.finish()), probability, 31, z, 5, 7) == decoded).all()
 
 
 def test_symbols_far_outside_their_tables(model, probability):

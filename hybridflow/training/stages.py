@@ -197,7 +197,9 @@ class Joint(CorrectionStage):
     trained = ("continuous", "correction", "pixel_decoder", "predictor", "index_prior")
 
     def begin(self) -> None:
-        """Goes on from where the correction stage stopped."""
+        """Goes on from where the correction stage stopped; the streams as they were alone are kept for ablations."""
+        self.ablations.codebook_decoder.load_state_dict(self.model.pixel_decoder.state_dict())
+        self.ablations.continuous_alone.load_state_dict(self.model.continuous.state_dict())
 
     def loss(self, x: Tensor, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
         distortion, terms, latent, quality = self.hybrid(x)
@@ -214,6 +216,9 @@ class Refit(Joint):
     """What reads the frozen bits: index prior, predictor, D_corr and D_vq."""
 
     trained = ("correction", "pixel_decoder", "predictor", "index_prior")
+
+    def begin(self) -> None:
+        """Goes on from where the joint stage stopped."""
 
 
 STAGES = {

@@ -1,0 +1,212 @@
+"""A reader written from docs/FORMAT.md alone, in plain integers and NumPy, reads what the codec writes."""
+
+import binascii
+import hashlib
+import json
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors import safe_open
+
+from hybridflow.masking import SCHEDULES, region_grid
+from hybridflow.model import HybridFlow
+
+
+def counts(p):
+    s = p / p.max()
+    total = 0.0
+    for value in s:
+        total += value
+    c = 1 + np.floor(s / total * (2**20 - len(s))).astype(int)
+    c[np.argmax(c)] += 2**20 - c.sum()
+    return c
+
+
+class RangeDecoder:
+    def __init__(self, stream):
+        self.stream, self.position, self.range = stream, 8, 2**64 - 1
+        self.point = int.from_bytes(stream[:8].ljust(8, b"\0"), "big")
+
+    def _entry(self, bounds):
+        step = self.range // 2**24
+        k = np.searchsorted(bounds, self.point // step, side="right") - 1
+        self.point -= step * int(bounds[k])
+        self.range = step * int(bounds[k + 1] - bounds[k])
+        if self.range < 2**32:
+            self.range <<= 32
+            word = self.stream[self.position : self.position + 4].ljust(4, b"\0")
+            self.point, self.position = (self.point << 32) + int.from_bytes(word, "big"), self.position + 4
+        return int(k)
+
+    def symbol(self, table):
+        table = table.astype(int)
+        starts = np.cumsum(table) - table
+        return self._entry(np.append(starts * (2**24 - len(table)) // 2**20 + np.arange(len(table)), 2**24))
+
+    def uniform(self, bits):
+        value = 0
+        while bits:
+            piece = bits % 16 or 16
+            value = value << piece | self._entry(np.arange(2**piece + 1) << 24 - piece)
+            bits -= piece
+        return value
+
+    def signed_run(self, n, table):
+        reach = len(table) // 2 - 1
+        values = [self.symbol(table) - reach for _ in range(n)]
+        for i, value in enumerate(values):
+            if value > reach:
+                bits = 0
+                while self.uniform(1):
+                    bits += 1
+                magnitude = reach + 2**bits + self.uniform(bits)
+                values[i] = -magnitude if self.uniform(1) else magnitude
+        return values
+
+
+class Reader:
+    def __init__(self, path):
+        with safe_open(path, framework="np") as file:
+            self.size = json.loads(file.metadata()["preset"])
+            self.tensors = {key: file.get_tensor(key) for key in file.keys()}
+        self.model_id = self._model_id()
+
+    def _model_id(self):
+        digest = hashlib.sha256()
+        named = ("codebook.codewords", "continuous.context.", "continuous.hyper_synthesis.", "index_prior.")
+        named += ("continuous.log_inverse_gain.anchors", "continuous.scale_counts", "continuous.z_counts")
+        for name in sorted(self.tensors):
+            if name.startswith(named):
+                values = self.tensors[name]
+                digest.update(name.encode() + values.astype("<i4" if values.dtype.kind == "i" else "<f4").tobytes())
+        return digest.digest()[:3]
+
+    def weights(self, name):
+        return self.tensors[name].astype(np.float64)
+
+    def conv(self, name, x):
+        kernel = self.weights(f"{name}.weight")
+        n = kernel.shape[-1]
+        _, h, w = x.shape
+        x = np.pad(x, ((0, 0), (n // 2, n // 2), (n // 2, n // 2)))
+        taps = ((a, b) for a in range(n) for b in range(n))
+        out = sum(np.tensordot(kernel[:, :, a, b], x[:, a : a + h, b : b + w], 1) for a, b in taps)
+        return out + self.weights(f"{name}.bias")[:, None, None]
+
+    def q(self, name):
+        a, t = self.weights(f"{name}.anchors"), self.quality / 9
+        k = min(int(t), 6)
+        return (a[k] + (t - k) * (a[k + 1] - a[k]))[:, None, None]
+
+    def read(self, data):
+        """-> z, y, sent, indices."""
+        assert data[:2] == b"H\xf1" and zlib.crc32(data[:-4]) == int.from_bytes(data[-4:], "big")
+        assert data[2:5] == self.model_id
+        sides, position = [], 5
+        for _ in range(2):
+            side = shift = 0
+            while True:
+                side, shift, position = side | (data[position] & 0x7F) << shift, shift + 7, position + 1
+                if data[position - 1] < 0x80:
+                    break
+            sides.append(side + 1)
+        self.quality, schedule = data[position], data[position + 1]
+        header, self.coder = data[: position + 2], RangeDecoder(data[position + 2 : -4])
+        w, h = (-(-side // 16) for side in sides)
+        z = self._z(h, w)
+        y = self._y(self._hyper_features(z)[:, :h, :w])
+        check = binascii.crc_hqx(header + z.astype("<i4").tobytes() + y.astype("<i4").tobytes(), 0xFFFF)
+        assert self.coder.uniform(16) == check
+        sent = self._sent(schedule, h, w)
+        return z, y, sent, self._indices(y, sent)
+
+    def _z(self, h, w):
+        rows, columns = -(-h // 4), -(-w // 4)
+        tables = self.tensors["continuous.z_counts"]
+        values = [self.coder.signed_run(rows * columns, table) for table in tables]
+        return np.array(values).reshape(-1, rows, columns)
+
+    def _hyper_features(self, z):
+        part = "continuous.hyper_synthesis."
+        x = self.conv(part + "inward", z) + self.q(part + "quality")
+        x = shuffle(self.conv(part + "middle.1", relu(x)))
+        x = relu(self.conv(part + "middle.4", relu(x)))
+        return shuffle(self.conv(part + "outward.0", x))
+
+    def _y(self, features):
+        part, channels = "continuous.context.", self.size["latent_channels"]
+        _, h, w = features.shape
+        c, i, j = np.indices((channels, h, w))
+        known = np.zeros((channels, h, w), int)
+        for s in range(4):
+            x = self.conv(part + "known", known / 16) + self.conv(part + "features", features)
+            x += self.q(part + "quality") + self.weights(part + "step")[s][2 * (i[0] % 2) + j[0] % 2].transpose(2, 0, 1)
+            x = self.conv(part + "body.3", relu(self.conv(part + "body.1", relu(x))))
+            x = self.conv(part + "out", relu(x))
+            mean = np.rint(16 * x[:channels]).astype(int)
+            scale = np.clip(np.rint(16 * x[channels:] + 24), 0, 63).astype(int)
+            mine = np.array([0, 3, 1, 2])[(c % 4 + s) % 4] == 2 * (i % 2) + j % 2
+            for index, table in enumerate(self.tensors["continuous.scale_counts"]):
+                run = mine & (scale == index)
+                if run.any():
+                    known[run] = mean[run]
+                    known[run] += 16 * np.array(self.coder.signed_run(run.sum(), table)) if index else 0
+        return known
+
+    def _sent(self, schedule, h, w):
+        i, j = np.indices((h, w))
+        masks = [i >= 0, (i % 2 == 0) & (j % 2 == 0), (i % 3 == 1) & (j % 3 == 1), i < 0]
+        if schedule < 4:
+            return masks[schedule]
+        rows, columns = -(-h // 6), -(-w // 6)
+        seen, regions = np.array([2.0, 2, 2, 2]), []
+        for _ in range(rows * columns):
+            regions.append(self.coder.symbol(counts(seen)))
+            seen[regions[-1]] += 1
+        return np.choose(np.reshape(regions, (rows, columns))[i // 6, j // 6], masks)
+
+    def _indices(self, y, sent):
+        part, (h, w) = "index_prior.", sent.shape
+        x = relu(self.conv(part + "latent.0", y / 16))
+        features = self.conv(part + "latent.4", relu(self.conv(part + "latent.2", x))) + self.q(part + "quality")
+        i, j = np.indices((h, w))
+        even, odd = (i % 2 == 0) & (j % 2 == 0), (i % 2 == 1) & (j % 2 == 1)
+        steps = np.where(even, (i // 2 + j // 2) % 2, np.where(odd, 2, 3))
+        indices = np.zeros((h, w), int)
+        for s in range(4):
+            known = sent & (steps < s)
+            rows = self.weights(part + "embedding.weight")[indices] * known[..., None]
+            x = features + self.conv(part + "known", rows.transpose(2, 0, 1))
+            for a, b in np.argwhere(sent & (steps == s)):
+                hidden = relu(x[:, a, b] + self.weights(part + "step")[s])
+                hidden = relu(self.weights(part + "out.1.weight") @ hidden + self.weights(part + "out.1.bias"))
+                logits = self.weights(part + "out.3.weight") @ hidden + self.weights(part + "out.3.bias")
+                p = np.exp(logits - logits.max())
+                indices[a, b] = self.coder.symbol(counts(p / p.sum()))
+        return indices
+
+
+def relu(x):
+    return np.maximum(x, 0)
+
+
+def shuffle(x):
+    channels, h, w = x.shape
+    return x.reshape(channels // 4, 2, 2, h, w).transpose(0, 3, 1, 4, 2).reshape(channels // 4, 2 * h, 2 * w)
+
+
+@pytest.mark.parametrize("width, height, quality", [(1, 1, 63), (15, 17, 0), (150, 139, 40)])
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_the_document_describes_the_file(codec, checkpoint_path, photos, width, height, quality, schedule, monkeypatch):
+    def choose(self, analysed, y, quality):
+        return np.random.default_rng(0).integers(0, 4, region_grid(*analysed.indices.shape))
+
+    monkeypatch.setattr(HybridFlow, "_choose_regions", choose)
+    picture = Image.open(photos[1]).crop((200, 200, 200 + width, 200 + height))
+    data = codec.encode(picture, quality=quality, schedule=schedule)
+    z, y, sent, indices = Reader(checkpoint_path).read(data)
+    _, coded = codec.model.write(codec.analyse(picture), quality, schedule)
+    assert (z == coded.z).all() and (y == coded.y).all()
+    assert (sent == coded.sent).all() and (indices == coded.indices).all()
