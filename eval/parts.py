@@ -11,8 +11,8 @@ prints a Markdown table for every question and writes them all to one JSON file:
 * codewords: the expected codeword at predicted positions against the most probable one.
 * round trip, order of bytes: what was written is read again, at the cost that was estimated.
 
-The baselines' weights come from the checkpoint's ablation file, each as its own stage left it: fewer minutes than the whole has had. A byte is a byte of a whole `.hf`
-file, but the continuous stream's alone are estimated.
+The baselines' weights come from the checkpoint's ablation file, each as its own stage left it: fewer minutes than the
+whole has had. A byte is a byte of a whole `.hf` file, but the continuous stream's alone are estimated.
 """
 
 import argparse

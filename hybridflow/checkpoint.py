@@ -41,12 +41,16 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def load_parts(path: str | Path, *owners: nn.Module) -> None:
-    """Load whichever parts of the owners the file holds, each part whole.
+    """Load whichever parts of the owners are there, each part whole.
+
+    Args:
+        path: a safetensors file, or a folder of them (see `split_parts`).
 
     Raises:
-        CheckpointError: a part's weights do not fit, or the file holds none of the parts.
+        CheckpointError: a part's weights do not fit, or none of the parts is there.
     """
-    weights, _ = read_weights(path)
+    files = sorted(Path(path).glob("*.safetensors")) if Path(path).is_dir() else [Path(path)]
+    weights = {key: value for file in files for key, value in read_weights(file)[0].items()}
     found = False
     for owner in owners:
         for name, part in owner.named_children():
@@ -61,7 +65,32 @@ def load_parts(path: str | Path, *owners: nn.Module) -> None:
                 reason = shorten(str(error), 200)
                 raise CheckpointError(f"{path}: part {name} does not fit this preset ({reason})") from None
     if not found:
-        raise CheckpointError(f"{path}: holds no part of this model")
+        raise CheckpointError(f"{path}: holds no part of this model: name a run's weights.safetensors")
+
+
+def split_parts(weights: str | Path, out: Path, names: list[str]) -> list[Path]:
+    """Write the named parts of a run's weights to `out`, a half-precision file each, and return their paths.
+
+    Raises:
+        CheckpointError: a part is not there.
+    """
+    tensors, _ = read_weights(weights)
+    out.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for name in names:
+        part = {key: value for key, value in tensors.items() if key.startswith(name + ".")}
+        if not part:
+            there = ", ".join(sorted({key.partition(".")[0] for key in tensors}))
+            raise CheckpointError(f"{weights}: holds no part {name}: choose of {there}")
+        paths.append(out / f"{name}.safetensors")
+        save_half(paths[-1], part)
+    return paths
+
+
+def save_half(path: str | Path, weights: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Write a safetensors file, floats in half precision, integers as they are."""
+    half = {key: (value.half() if value.is_floating_point() else value).contiguous() for key, value in weights.items()}
+    save_file(half, path, metadata)
 
 
 def _released(key: str) -> bool:

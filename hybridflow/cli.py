@@ -1,4 +1,4 @@
-"""The command line: ``hybridflow encode | decode | info | compare | train | export``.
+"""The command line: ``hybridflow encode | decode | info | compare | train | split | export``.
 
 Every subcommand is a function ``run(args) -> exit code``. What fails is told in one line on standard error.
 """
@@ -21,7 +21,11 @@ from hybridflow.errors import HybridFlowError
 from hybridflow.image_io import encode_image, read_image, refuse_overwrite, write_atomic, write_image
 from hybridflow.side_by_side import side_by_side
 
-TRAINING = {"train": "train one stage of a model", "export": "turn a run's weights into a checkpoint"}
+TRAINING = {
+    "train": "train one stage of a model",
+    "split": "take parts out of a run's weights",
+    "export": "turn a run's weights into a checkpoint",
+}
 STREAM = "-"  # stands for standard input or output
 
 
@@ -252,7 +256,7 @@ def _parser(with_training: bool) -> argparse.ArgumentParser:
         hybridflow encode photo.jpg                 writes photo.hf
         hybridflow decode photo.hf                  writes photo.png
         hybridflow compare photo.jpg photo.hf -o side.png
-        hybridflow encode --help                    tells more; so for decode, info, compare, train, export
+        hybridflow encode --help                    tells more; so for decode, info, compare, train, split, export
         """,
     )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)

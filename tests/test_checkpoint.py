@@ -9,7 +9,7 @@ from conftest import SMALL, random_model
 from safetensors.torch import save_file
 
 from hybridflow.ablation import Ablations
-from hybridflow.checkpoint import load_parts, load_release, read_weights, save_release
+from hybridflow.checkpoint import load_parts, load_release, read_weights, save_release, split_parts
 from hybridflow.errors import CheckpointError
 from hybridflow.model import HybridFlow
 
@@ -113,3 +113,18 @@ def test_parts_that_do_not_fit(model, tmp_path):
         with pytest.raises(CheckpointError, match=word) as error:
             load_parts(tmp_path / name, model)
         assert "\n" not in str(error.value)
+
+
+def test_parts_of_a_run_are_split_and_loaded_from_their_folder(tmp_path):
+    source, target = random_model(0), random_model(1)
+    save_file(source.state_dict(), tmp_path / "weights.safetensors")
+    split_parts(tmp_path / "weights.safetensors", tmp_path / "parts", ["codebook", "predictor"])
+    before = target.pixel_decoder.state_dict()["head.1.0.weight"].clone()
+    load_parts(tmp_path / "parts", target)
+    for name in ("codebook", "predictor"):
+        for key, value in getattr(source, name).state_dict().items():
+            expected = value.half().float() if value.is_floating_point() else value
+            assert torch.equal(getattr(target, name).state_dict()[key], expected)
+    assert torch.equal(target.pixel_decoder.state_dict()["head.1.0.weight"], before)
+    with pytest.raises(CheckpointError, match="no part nonsense"):
+        split_parts(tmp_path / "weights.safetensors", tmp_path / "parts", ["nonsense"])

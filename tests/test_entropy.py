@@ -190,7 +190,7 @@ def test_a_decoder_knows_when_its_bytes_have_run_out():
     for bit in bits:
         encoder.encode_uniform(bit, 1)
     decoder = Decoder(encoder.finish()[:5])
-    for bit in bits[:32]:
+    for bit in bits[:8]:  # 40 bits are there, the last 32 of them are in doubt
         assert decoder.decode_uniform(1) == bit and not decoder.past_end
     decoder.decode_uniform(1)
     assert decoder.past_end

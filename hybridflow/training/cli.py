@@ -1,8 +1,9 @@
-"""The `hybridflow train` and `hybridflow export` commands."""
+"""The `hybridflow train`, `hybridflow split` and `hybridflow export` commands."""
 
 import argparse
 from pathlib import Path
 
+from hybridflow.checkpoint import split_parts
 from hybridflow.model import PRESETS
 from hybridflow.training.config import TrainConfig
 from hybridflow.training.stages import STAGES
@@ -10,6 +11,7 @@ from hybridflow.training.stages import STAGES
 
 def add_parsers(subparsers) -> None:
     _add_train(subparsers)
+    _add_split(subparsers)
     _add_export(subparsers)
 
 
@@ -26,7 +28,7 @@ def _add_train(subparsers) -> None:
     parser.add_argument("--preset", choices=PRESETS, default="tiny")
     parser.add_argument("--data", type=Path, required=True, help="folder of images or tar shards")
     parser.add_argument("--out", type=Path, required=True, help="run folder: state, weights, log")
-    parser.add_argument("--init", type=Path, help="safetensors whose parts to start from")
+    parser.add_argument("--init", type=Path, help="safetensors, or a folder of them, whose parts to start from")
     parser.add_argument("--resume", action="store_true", help="go on from OUT/state.pt")
     parser.add_argument("--max-minutes", type=float, help="clock of the stage")
     parser.add_argument("--max-steps", type=int, help="steps of the stage")
@@ -35,13 +37,29 @@ def _add_train(subparsers) -> None:
     parser.set_defaults(run=_train)
 
 
+def _add_split(subparsers) -> None:
+    parser = subparsers.add_parser(
+        "split",
+        help="take parts out of a run's weights",
+        description="Write parts of a run's weights to a folder, a half-precision file each; train --init takes the "
+        "folder.",
+        epilog="example: hybridflow split runs/tokenizer/weights.safetensors --out parts/ "
+        "--parts codebook_encoder codebook pixel_decoder",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("weights", type=Path, help="weights.safetensors of a run")
+    parser.add_argument("--out", type=Path, required=True, help="folder to write to")
+    parser.add_argument("--parts", nargs="+", required=True, metavar="PART", help="names of parts")
+    parser.set_defaults(run=_split)
+
+
 def _add_export(subparsers) -> None:
     parser = subparsers.add_parser(
         "export",
         help="turn a run's weights into a checkpoint",
         description="Bake the coder's tables, choose the operating points on the validation split, and write "
         "NAME.safetensors and NAME-ablation.safetensors in half precision.",
-        epilog="example: hybridflow export runs/refit/weights.safetensors --data photos/ --out checkpoints/ --name tiny",
+        epilog="example: hybridflow export runs/refit/weights.safetensors --data photos/ --out checkpoints/",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("weights", type=Path, help="weights.safetensors of a run")
@@ -64,6 +82,12 @@ def _train(args: argparse.Namespace) -> int:
     config = TrainConfig().override(settings)
     photos = PhotoSet(args.data, "train", args.device, min_side=config.crop)
     Run(args.stage, args.preset, config, photos, args.out, args.init, args.resume, args.device).train()
+    return 0
+
+
+def _split(args: argparse.Namespace) -> int:
+    for path in split_parts(args.weights, args.out, args.parts):
+        print(f"{path}: {path.stat().st_size:,} bytes")
     return 0
 
 

@@ -5,12 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
 from hybridflow.ablation import Ablations
-from hybridflow.checkpoint import load_parts, model_id, save_release
+from hybridflow.checkpoint import load_parts, model_id, save_half, save_release
 from hybridflow.container import QUALITIES
 from hybridflow.losses import L1_WEIGHT, LPIPS_WEIGHT
 from hybridflow.masking import UNIFORM_SCHEDULES
@@ -83,5 +82,5 @@ def export(weights: Path, preset: str, out: Path, name: str, photos: PhotoSet, c
     points = choose_operating_points(model, photos, count)
     released, ablation = out / f"{name}.safetensors", out / f"{name}-ablation.safetensors"
     save_release(released, model, {"operating_points": json.dumps(points), "model_id": model_id(model).hex()})
-    save_file({key: value.half().contiguous() for key, value in ablations.state_dict().items()}, ablation)
+    save_half(ablation, ablations.state_dict())
     return released, ablation
