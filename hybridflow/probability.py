@@ -94,6 +94,11 @@ class ContextModel(nn.Module):
         mean, scale = self.out(self.body(hidden)).chunk(2, 1)
         return mean, 16 * scale + 24
 
+    @staticmethod
+    def raw_scale(index: float) -> float:
+        """What the last convolution gives for a scale-table index."""
+        return (index - 24) / 16
+
 
 class IndexPrior(nn.Module):
     """y^ and the indices already decoded -> logits of the sent indices of the next step."""

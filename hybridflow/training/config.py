@@ -13,7 +13,8 @@ class TrainConfig:
         learning_rate: peak, reached after `warmup_steps`, then cosine down to a hundredth.
         max_minutes: clock of the stage, earlier calls of a resumed run counted; it also paces the schedule unless
             `max_steps` is given.
-        relaxed_rate, relaxed_until: lambda starts at this share of itself and is whole after this share of the stage.
+        relaxed_rate, relaxed_until: lambda starts at this share of itself and grows, geometrically, until it is whole
+            after this share of the stage; so long y_c is noisy instead of rounded.
         commitment_weight, quantise_from: of the tokenizer; the quantiser joins after this share of the stage.
         index_weight: of predictor and index prior bits in the joint stages.
         ema_decay: of the averaged weights that are evaluated and exported.
@@ -27,8 +28,8 @@ class TrainConfig:
     warmup_steps: int = 200
     max_minutes: float = 10.0
     max_steps: int | None = None
-    relaxed_rate: float = 0.3
-    relaxed_until: float = 0.3
+    relaxed_rate: float = 0.03
+    relaxed_until: float = 0.4
     commitment_weight: float = 0.25
     quantise_from: float = 0.12
     index_weight: float = 0.02

@@ -13,6 +13,7 @@ from hybridflow.model import HybridFlow
 from hybridflow.container import QUALITIES
 from hybridflow.training.config import TrainConfig
 from hybridflow.training.data import PhotoSet
+from hybridflow.training.revive import revive_latents
 
 
 def copy_matching(source: nn.Module, target: nn.Module) -> None:
@@ -60,14 +61,20 @@ class Stage(nn.Module):
         """Images (B,3,H,W) in [0,1] and the share of the stage that has passed -> scalar loss, terms to log."""
         raise NotImplementedError
 
+    def revive(self) -> None:
+        """Wake the silent channels of y_c, judged on a few crops."""
+        revive_latents(self.model, self.ablations, self.photos.crops(16, self.config.crop, self.generator).cpu())
+
     def random_quality(self, batch: int, device) -> Tensor:
         return torch.randint(QUALITIES, (batch,), device=device)
 
     def rate_weight(self, quality: Tensor, progress: float) -> Tensor:
         """lambda (B,) in loss per bpp, relaxed at the stage's start."""
-        c = self.config
-        relax = c.relaxed_rate + (1 - c.relaxed_rate) * min(1.0, progress / max(c.relaxed_until, 1e-9))
-        return relax * rate_weight(quality)
+        return self.config.relaxed_rate ** (1 - self.relaxation(progress)) * rate_weight(quality)
+
+    def relaxation(self, progress: float) -> float:
+        """0 at the stage's start, 1 from where lambda is whole."""
+        return min(1.0, progress / max(self.config.relaxed_until, 1e-9))
 
 
 class Tokenizer(Stage):
@@ -110,10 +117,11 @@ class Continuous(Stage):
     def begin(self) -> None:
         copy_matching(self.model.pixel_decoder, self.ablations.light_synthesis)
         copy_matching(self.model.codebook_encoder, self.model.continuous.analysis)
+        self.revive()
 
     def loss(self, x: Tensor, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
         quality = self.random_quality(len(x), x.device)
-        latent = self.model.continuous(x, quality)
+        latent = self.model.continuous(x, quality, noisy=self.relaxation(progress) < 1)
         distortion, terms = self.distortion(x, self.ablations.light_synthesis(latent.y_hat))
         bpp = latent_bpp(latent.likelihoods, x)
         loss = (distortion + self.rate_weight(quality, progress) * bpp).mean()
@@ -166,10 +174,10 @@ class CorrectionStage(Stage):
         self.model.correction.trunk.load_state_dict(self.ablations.light_synthesis.trunk.state_dict())
 
     def loss(self, x: Tensor, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
-        distortion, terms, _, _ = self.hybrid(x)
+        distortion, terms, _, _ = self.hybrid(x, noisy=False)
         return distortion.mean(), terms
 
-    def hybrid(self, x: Tensor) -> tuple[Tensor, dict[str, Tensor], Latent, Tensor]:
+    def hybrid(self, x: Tensor, noisy: bool) -> tuple[Tensor, dict[str, Tensor], Latent, Tensor]:
         """Both streams and their merging -> distortion (B,), its terms, the latent, and the quality (B,) drawn.
 
         Predictor and index prior learn beside, where they are trained: their cross-entropies are in the terms as
@@ -179,7 +187,7 @@ class CorrectionStage(Stage):
         quality = self.random_quality(len(x), x.device)
         with torch.no_grad():
             indices = model.indices_of(x)
-        latent = model.continuous(x, quality)
+        latent = model.continuous(x, quality, noisy)
         sent = random_mask(*indices.shape, device=x.device)
         logits = model.predictor(indices, sent, latent.y_hat)
         x_hat = model.pixel_decoder(model.fill_in(indices, sent, logits), model.correction(latent.y_hat))
@@ -200,9 +208,10 @@ class Joint(CorrectionStage):
         """Goes on from where the correction stage stopped; the streams as they were alone are kept for ablations."""
         self.ablations.codebook_decoder.load_state_dict(self.model.pixel_decoder.state_dict())
         self.ablations.continuous_alone.load_state_dict(self.model.continuous.state_dict())
+        self.revive()
 
     def loss(self, x: Tensor, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
-        distortion, terms, latent, quality = self.hybrid(x)
+        distortion, terms, latent, quality = self.hybrid(x, noisy=self.model.continuous.training and self.relaxation(progress) < 1)
         indices = self.model.indices_of(x)
         sent = random_mask(*indices.shape, device=x.device)
         terms["index_bits"] = index_bits(self.model, indices, sent, latent.y_gained.detach(), quality)
