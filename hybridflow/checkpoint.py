@@ -27,6 +27,10 @@ DETERMINES_BITS = (
 )
 
 
+def _released(key: str) -> bool:
+    return not key.startswith(TRAINING_ONLY) and not key.endswith(CONSTANTS)
+
+
 def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors and metadata of a safetensors file.
 
@@ -40,32 +44,37 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise CheckpointError(f"{path}: cannot be read as safetensors ({error}): name a checkpoint file") from None
 
 
-def load_parts(path: str | Path, *owners: nn.Module) -> None:
+def load_parts(path: str | Path, *owners: nn.Module) -> set[str]:
     """Load whichever parts of the owners are there, each part whole.
 
     Args:
         path: a safetensors file, or a folder of them (see `split_parts`).
+
+    Returns:
+        The names of the parts that were loaded.
 
     Raises:
         CheckpointError: a part's weights do not fit, or none of the parts is there.
     """
     files = sorted(Path(path).glob("*.safetensors")) if Path(path).is_dir() else [Path(path)]
     weights = {key: value for file in files for key, value in read_weights(file)[0].items()}
-    found = False
+    loaded = set()
     for owner in owners:
         for name, part in owner.named_children():
             prefix = name + "."
-            own = {k[len(prefix) :]: v for k, v in weights.items() if k.startswith(prefix)}
-            if not own:
+            found = {k[len(prefix) :]: v for k, v in weights.items() if k.startswith(prefix)}
+            if not found:
                 continue
-            found = True
+            loaded.add(name)
+            kept = {key: value for key, value in part.state_dict().items() if not _released(prefix + key)}
             try:
-                part.load_state_dict(own)
+                part.load_state_dict(kept | found)
             except RuntimeError as error:
                 reason = shorten(str(error), 200)
                 raise CheckpointError(f"{path}: part {name} does not fit this preset ({reason})") from None
-    if not found:
+    if not loaded:
         raise CheckpointError(f"{path}: holds no part of this model: name a run's weights.safetensors")
+    return loaded
 
 
 def split_parts(weights: str | Path, out: Path, names: list[str]) -> list[Path]:
@@ -88,13 +97,13 @@ def split_parts(weights: str | Path, out: Path, names: list[str]) -> list[Path]:
 
 
 def save_half(path: str | Path, weights: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    """Write a safetensors file, floats in half precision, integers as they are."""
-    half = {key: (value.half() if value.is_floating_point() else value).contiguous() for key, value in weights.items()}
+    """Write a safetensors file, floats in half precision, integers as they are, without `CONSTANTS`."""
+    half = {
+        key: (value.half() if value.is_floating_point() else value).contiguous()
+        for key, value in weights.items()
+        if not key.endswith(CONSTANTS)
+    }
     save_file(half, path, metadata)
-
-
-def _released(key: str) -> bool:
-    return not key.startswith(TRAINING_ONLY) and not key.endswith(CONSTANTS)
 
 
 def save_release(path: str | Path, model: HybridFlow, metadata: dict[str, str]) -> None:
@@ -103,11 +112,8 @@ def save_release(path: str | Path, model: HybridFlow, metadata: dict[str, str]) 
     Args:
         metadata: shown to users and read by `Codec`; sizes of the preset are added.
     """
-    weights = {}
-    for key, value in model.state_dict().items():
-        if _released(key):
-            weights[key] = (value.half() if value.is_floating_point() else value).contiguous()
-    save_file(weights, path, metadata | {"preset": json.dumps(asdict(model.preset))})
+    weights = {key: value for key, value in model.state_dict().items() if _released(key)}
+    save_half(path, weights, metadata | {"preset": json.dumps(asdict(model.preset))})
 
 
 def load_release(path: str | Path) -> tuple[HybridFlow, dict[str, str]]:

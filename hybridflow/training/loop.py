@@ -52,15 +52,14 @@ class Run:
         self.generator = torch.Generator().manual_seed(config.seed)
         model = HybridFlow(preset)
         ablations = Ablations(model.preset)
-        if init is not None:
-            load_parts(init, model, ablations)
+        loaded = load_parts(init, model, ablations) if init is not None else set()
         self.stage = STAGES[stage](model, ablations, config, photos, self.generator)
         self.step, self.minutes = 0, 0.0
         out.mkdir(parents=True, exist_ok=True)
         record = {"stage": stage, "preset": preset} | asdict(config)
         (out / "config.json").write_text(json.dumps(record, indent=1, default=asdict))
         if not resume:
-            self.stage.begin()
+            self.stage.begin(loaded)
         self.stage.to(device, memory_format=torch.channels_last).train()
         parameters = [p for p in self.stage.parameters() if p.requires_grad]
         self.optimiser = torch.optim.AdamW(parameters, config.learning_rate, betas=(0.9, 0.98), weight_decay=0.01)

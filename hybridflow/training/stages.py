@@ -1,16 +1,17 @@
 """The training stages: which parts each trains, how it starts, and its loss (DESIGN section 6)."""
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from hybridflow.ablation import Ablations
+from hybridflow.container import QUALITIES
 from hybridflow.continuous import Latent
 from hybridflow.losses import Distortion, bits, masked_cross_entropy, rate_weight
 from hybridflow.masking import random_mask
 from hybridflow.model import HybridFlow
-from hybridflow.container import QUALITIES
 from hybridflow.training.config import TrainConfig
 from hybridflow.training.data import PhotoSet
 from hybridflow.training.revive import revive_latents
@@ -54,16 +55,21 @@ class Stage(nn.Module):
                 part.train(mode and name in self.trained)
         return self
 
-    def begin(self) -> None:
-        """Start the trained parts from what earlier stages left. Not called on resume."""
+    def begin(self, loaded: set[str]) -> None:
+        """Start the trained parts from what earlier stages left. Not called on resume.
+
+        Args:
+            loaded: names of the parts whose weights were loaded.
+        """
 
     def loss(self, x: Tensor, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
         """Images (B,3,H,W) in [0,1] and the share of the stage that has passed -> scalar loss, terms to log."""
         raise NotImplementedError
 
     def revive(self) -> None:
-        """Wake the silent channels of y_c, judged on a few crops."""
-        revive_latents(self.model, self.ablations, self.photos.crops(16, self.config.crop, self.generator).cpu())
+        """Wake the silent channels of y_c, judged on a few crops, if the rate is relaxed enough to keep them awake."""
+        if self.config.relaxed_rate < 1:
+            revive_latents(self.model, self.ablations, self.photos.crops(16, self.config.crop, self.generator).cpu())
 
     def random_quality(self, batch: int, device) -> Tensor:
         return torch.randint(QUALITIES, (batch,), device=device)
@@ -75,6 +81,10 @@ class Stage(nn.Module):
     def relaxation(self, progress: float) -> float:
         """0 at the stage's start, 1 from where lambda is whole."""
         return min(1.0, progress / max(self.config.relaxed_until, 1e-9))
+
+    def noisy(self, progress: float) -> bool:
+        """Whether y_c has noise in place of rounding: while it is trained at a relaxed rate."""
+        return "continuous" in self.trained and self.config.relaxed_rate < 1 and self.relaxation(progress) < 1
 
 
 class Tokenizer(Stage):
@@ -114,14 +124,14 @@ class Continuous(Stage):
 
     trained = ("continuous", "light_synthesis")
 
-    def begin(self) -> None:
+    def begin(self, loaded: set[str]) -> None:
         copy_matching(self.model.pixel_decoder, self.ablations.light_synthesis)
         copy_matching(self.model.codebook_encoder, self.model.continuous.analysis)
         self.revive()
 
     def loss(self, x: Tensor, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
         quality = self.random_quality(len(x), x.device)
-        latent = self.model.continuous(x, quality, noisy=self.relaxation(progress) < 1)
+        latent = self.model.continuous(x, quality, noisy=self.noisy(progress))
         distortion, terms = self.distortion(x, self.ablations.light_synthesis(latent.y_hat))
         bpp = latent_bpp(latent.likelihoods, x)
         loss = (distortion + self.rate_weight(quality, progress) * bpp).mean()
@@ -164,36 +174,44 @@ def latent_bpp(likelihoods: dict[str, Tensor], x: Tensor) -> Tensor:
     return (bits(likelihoods["y"]) + bits(likelihoods["z"])) / (x.shape[-1] * x.shape[-2])
 
 
+class Merged(NamedTuple):
+    """A batch through both streams and the pixel decoder."""
+
+    distortion: Tensor
+    """(B,)."""
+    terms: dict[str, Tensor]
+    """To log; "masked_bits" of the predictor with its gradient."""
+    indices: Tensor
+    latent: Latent
+    quality: Tensor
+
+
 class CorrectionStage(Stage):
     """D_corr and its joins, everything else frozen: L1 + LPIPS. D_corr starts from the light synthesis's trunk, itself
     a replica that started from D_vq and has learned to read y^_c."""
 
     trained = ("correction",)
 
-    def begin(self) -> None:
+    def begin(self, loaded: set[str]) -> None:
         self.model.correction.trunk.load_state_dict(self.ablations.light_synthesis.trunk.state_dict())
 
     def loss(self, x: Tensor, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
-        distortion, terms, _, _ = self.hybrid(x, noisy=False)
-        return distortion.mean(), terms
+        merged = self.merge(x, progress)
+        return merged.distortion.mean(), merged.terms
 
-    def hybrid(self, x: Tensor, noisy: bool) -> tuple[Tensor, dict[str, Tensor], Latent, Tensor]:
-        """Both streams and their merging -> distortion (B,), its terms, the latent, and the quality (B,) drawn.
-
-        Predictor and index prior learn beside, where they are trained: their cross-entropies are in the terms as
-        "masked_bits" and "index_bits", with gradient.
-        """
+    def merge(self, x: Tensor, progress: float) -> Merged:
+        """Images (B,3,H,W) in [0,1], at random qualities and with random indices sent."""
         model = self.model
         quality = self.random_quality(len(x), x.device)
         with torch.no_grad():
             indices = model.indices_of(x)
-        latent = model.continuous(x, quality, noisy)
+        latent = model.continuous(x, quality, self.noisy(progress))
         sent = random_mask(*indices.shape, device=x.device)
         logits = model.predictor(indices, sent, latent.y_hat)
         x_hat = model.pixel_decoder(model.fill_in(indices, sent, logits), model.correction(latent.y_hat))
         distortion, terms = self.distortion(x, x_hat)
         terms["masked_bits"] = masked_cross_entropy(logits, indices, sent) / math.log(2)
-        return distortion, terms, latent, quality
+        return Merged(distortion, terms, indices, latent, quality)
 
 
 class Joint(CorrectionStage):
@@ -204,15 +222,15 @@ class Joint(CorrectionStage):
 
     trained = ("continuous", "correction", "pixel_decoder", "predictor", "index_prior")
 
-    def begin(self) -> None:
-        """Goes on from where the correction stage stopped; the streams as they were alone are kept for ablations."""
-        self.ablations.codebook_decoder.load_state_dict(self.model.pixel_decoder.state_dict())
-        self.ablations.continuous_alone.load_state_dict(self.model.continuous.state_dict())
+    def begin(self, loaded: set[str]) -> None:
+        """Goes on from the correction stage, whose streams alone are kept for ablations, or from an earlier joint."""
+        if "continuous_alone" not in loaded:
+            self.ablations.codebook_decoder.load_state_dict(self.model.pixel_decoder.state_dict())
+            self.ablations.continuous_alone.load_state_dict(self.model.continuous.state_dict())
         self.revive()
 
     def loss(self, x: Tensor, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
-        distortion, terms, latent, quality = self.hybrid(x, noisy=self.model.continuous.training and self.relaxation(progress) < 1)
-        indices = self.model.indices_of(x)
+        distortion, terms, indices, latent, quality = self.merge(x, progress)
         sent = random_mask(*indices.shape, device=x.device)
         terms["index_bits"] = index_bits(self.model, indices, sent, latent.y_gained.detach(), quality)
         bpp = latent_bpp(latent.likelihoods, x)
@@ -226,7 +244,7 @@ class Refit(Joint):
 
     trained = ("correction", "pixel_decoder", "predictor", "index_prior")
 
-    def begin(self) -> None:
+    def begin(self, loaded: set[str]) -> None:
         """Goes on from where the joint stage stopped."""
 
 
