@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from hybridflow.metrics import load_lpips
 from hybridflow.container import QUALITIES
 
-L1_WEIGHT, LPIPS_WEIGHT = 6.0, 1.0
+L1_WEIGHT, LPIPS_WEIGHT = 4.0, 1.0
 RATE_WEIGHT_LOWEST_QUALITY, RATE_WEIGHT_HIGHEST_QUALITY = 24.0, 0.5
 
 
