@@ -108,7 +108,7 @@ class ContinuousCodec(nn.Module):
     def forward(self, image: Tensor, quality: Tensor, noisy: bool = False) -> Latent:
         """Image (B,3,H,W) in [0,1], quality (B,) int64 in 0..63 -> `Latent`.
 
-        `noisy` replaces rounding by uniform noise in what is decoded too, so that channels below a half are heard.
+        `noisy` is meant to replace rounding by uniform noise in what is decoded too; it has no effect yet.
         In training mode the likelihoods are those of y and z with uniform noise (Ballé et al., ICLR 2017) and what is
         decoded is rounded with a straight-through gradient; otherwise both are rounded, and symbols of the smallest
         scale are their means and cost nothing, as in `stream_coding.code_y`.
@@ -130,8 +130,6 @@ class ContinuousCodec(nn.Module):
             means, indices = torch.where(mask, step_means, means), torch.where(mask, step_indices, indices)
         scales = scale_of(self.index_floor(indices).clamp(max=SCALES - 1))
         _, y_likelihoods = self.gaussian_conditional(y, scales, means)
-        if not self.training:
-            y_likelihoods = y_likelihoods.masked_fill(indices.round() <= 0, 1.0)
         y_likelihoods = y_likelihoods.masked_fill(~self._coded(indices), 1)
         return Latent(self.ungain(known, quality), known, {"y": y_likelihoods, "z": z_likelihoods})
 
