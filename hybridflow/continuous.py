@@ -105,10 +105,9 @@ class ContinuousCodec(nn.Module):
         """The inverse gain: the one float multiplication after the coder."""
         return y_gained * self.log_inverse_gain(quality).exp()[..., None, None]
 
-    def forward(self, image: Tensor, quality: Tensor, noisy: bool = False) -> Latent:
+    def forward(self, image: Tensor, quality: Tensor) -> Latent:
         """Image (B,3,H,W) in [0,1], quality (B,) int64 in 0..63 -> `Latent`.
 
-        `noisy` is meant to replace rounding by uniform noise in what is decoded too; it has no effect yet.
         In training mode the likelihoods are those of y and z with uniform noise (Ballé et al., ICLR 2017) and what is
         decoded is rounded with a straight-through gradient; otherwise both are rounded, and symbols of the smallest
         scale are their means and cost nothing, as in `stream_coding.code_y`.

@@ -14,7 +14,7 @@ class TrainConfig:
         max_minutes: clock of the stage, earlier calls of a resumed run counted; it also paces the schedule unless
             `max_steps` is given.
         relaxed_rate, relaxed_until: lambda starts at this share of itself and grows, geometrically, until it is whole
-            after this share of the stage; so long y_c is noisy instead of rounded.
+            after this share of the stage.
         commitment_weight, quantise_from: of the tokenizer; the quantiser joins after this share of the stage.
         index_weight: of predictor and index prior bits in the joint stages.
         ema_decay: of the averaged weights that are evaluated and exported.

@@ -76,15 +76,8 @@ class Stage(nn.Module):
 
     def rate_weight(self, quality: Tensor, progress: float) -> Tensor:
         """lambda (B,) in loss per bpp, relaxed at the stage's start."""
-        return self.config.relaxed_rate ** (1 - self.relaxation(progress)) * rate_weight(quality)
-
-    def relaxation(self, progress: float) -> float:
-        """0 at the stage's start, 1 from where lambda is whole."""
-        return min(1.0, progress / max(self.config.relaxed_until, 1e-9))
-
-    def noisy(self, progress: float) -> bool:
-        """Whether y_c has noise in place of rounding: while it is trained at a relaxed rate."""
-        return "continuous" in self.trained and self.config.relaxed_rate < 1 and self.relaxation(progress) < 1
+        remaining = 1 - min(1.0, progress / max(self.config.relaxed_until, 1e-9))
+        return self.config.relaxed_rate**remaining * rate_weight(quality)
 
 
 class Tokenizer(Stage):
@@ -131,7 +124,7 @@ class Continuous(Stage):
 
     def loss(self, x: Tensor, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
         quality = self.random_quality(len(x), x.device)
-        latent = self.model.continuous(x, quality, noisy=self.noisy(progress))
+        latent = self.model.continuous(x, quality)
         distortion, terms = self.distortion(x, self.ablations.light_synthesis(latent.y_hat))
         bpp = latent_bpp(latent.likelihoods, x)
         loss = (distortion + self.rate_weight(quality, progress) * bpp).mean()
@@ -196,16 +189,16 @@ class CorrectionStage(Stage):
         self.model.correction.trunk.load_state_dict(self.ablations.light_synthesis.trunk.state_dict())
 
     def loss(self, x: Tensor, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
-        merged = self.merge(x, progress)
+        merged = self.merge(x)
         return merged.distortion.mean(), merged.terms
 
-    def merge(self, x: Tensor, progress: float) -> Merged:
+    def merge(self, x: Tensor) -> Merged:
         """Images (B,3,H,W) in [0,1], at random qualities and with random indices sent."""
         model = self.model
         quality = self.random_quality(len(x), x.device)
         with torch.no_grad():
             indices = model.indices_of(x)
-        latent = model.continuous(x, quality, self.noisy(progress))
+        latent = model.continuous(x, quality)
         sent = random_mask(*indices.shape, device=x.device)
         logits = model.predictor(indices, sent, latent.y_hat)
         x_hat = model.pixel_decoder(model.fill_in(indices, sent, logits), model.correction(latent.y_hat))
@@ -230,7 +223,7 @@ class Joint(CorrectionStage):
         self.revive()
 
     def loss(self, x: Tensor, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
-        distortion, terms, indices, latent, quality = self.merge(x, progress)
+        distortion, terms, indices, latent, quality = self.merge(x)
         sent = random_mask(*indices.shape, device=x.device)
         terms["index_bits"] = index_bits(self.model, indices, sent, latent.y_gained.detach(), quality)
         bpp = latent_bpp(latent.likelihoods, x)
