@@ -6,12 +6,14 @@ import pytest
 import torch
 
 from hybridflow.losses import (
+    GRID_WEIGHT,
     L1_WEIGHT,
     LPIPS_WEIGHT,
     RATE_WEIGHT_HIGHEST_QUALITY,
     RATE_WEIGHT_LOWEST_QUALITY,
     Distortion,
     bits,
+    grid_strength,
     masked_cross_entropy,
     rate_weight,
 )
@@ -83,7 +85,7 @@ def test_distortion_is_positive_weighted_and_differentiable(distortion):
     values, terms = distortion(x, x_hat)
     assert values.shape == (2,) and (values > 0).all()
     assert float(terms["l1"]) == pytest.approx(float((x - x_hat).detach().abs().mean()))
-    expected = L1_WEIGHT * terms["l1"] + LPIPS_WEIGHT * terms["lpips"]
+    expected = L1_WEIGHT * terms["l1"] + LPIPS_WEIGHT * terms["lpips"] + GRID_WEIGHT * terms["grid"]
     torch.testing.assert_close(values.mean().detach(), expected)
     values.sum().backward()
     assert (x_hat.grad.abs().flatten(1).sum(1) > 0).all()
@@ -106,3 +108,21 @@ def test_lpips_looks_at_every_phase_of_a_grid(distortion):
     grid[..., ::4, ::4] += 0.3
     seen = {round(float(distortion(x, grid)[1]["lpips"]), 5) for _ in range(12)}
     assert len(seen) > 3
+
+
+@pytest.mark.parametrize("period", [2, 4, 8, 16])
+@pytest.mark.parametrize("axis", [-1, -2])
+def test_blocks_are_seen_at_every_period_and_in_both_directions(period, axis):
+    torch.manual_seed(0)
+    x = torch.rand(2, 3, 96, 80)
+    size = [side // period if dim == axis else side for dim, side in ((-2, 96), (-1, 80))]
+    blocks = torch.nn.functional.interpolate(torch.rand(2, 3, *size), x.shape[-2:])
+    even = grid_strength(x, x + 0.1 * torch.randn_like(x))
+    assert even.shape == (2,)
+    assert (grid_strength(x, x + blocks) > 10 * even).all()
+
+
+def test_weaker_or_stronger_gradients_are_no_grid():
+    torch.manual_seed(0)
+    x = torch.rand(1, 3, 64, 64)
+    assert float(grid_strength(x, 0.7 * x)) < 1e-4
