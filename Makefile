@@ -3,19 +3,26 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 RUN := $(VENV)/bin/python
+WORKERS ?= 2
 
-.PHONY: help demo test clean
+.PHONY: help demo test kodak clean
 
 help:
 	@echo "make demo   compress three photos, print bpp, PSNR and LPIPS, leave the pictures in demo/"
 	@echo "make test   run the tests"
+	@echo "make kodak  measure the checkpoint and the classical codecs on DATA=folder of the Kodak suite; README's table"
 	@echo "make clean  remove .venv and demo/"
 
 demo: $(VENV)/installed
 	$(RUN) -m eval.demo
 
-test: $(VENV)/installed
+test: $(VENV)/installed-all
 	$(RUN) -m pytest
+
+kodak: $(VENV)/installed-all
+	$(RUN) -m eval.run --data $(DATA) --checkpoint tiny --workers $(WORKERS) -o eval/results/kodak
+	$(RUN) -m eval.baselines --data $(DATA) --workers $(WORKERS) -o eval/results/kodak
+	$(RUN) -m eval.readme
 
 clean:
 	rm -rf $(VENV) demo
@@ -23,5 +30,9 @@ clean:
 $(VENV)/installed: pyproject.toml
 	@echo "Installing into $(VENV): a few minutes the first time, PyTorch is large."
 	$(PYTHON) -m venv $(VENV)
-	$(RUN) -m pip install -q -e ".[test]"
+	$(RUN) -m pip install -q -e .
+	touch $@
+
+$(VENV)/installed-all: $(VENV)/installed
+	$(RUN) -m pip install -q -e ".[test,train,eval]"
 	touch $@

@@ -1,1 +1,1 @@
-"""Measuring codecs on real files. Run from the repository: `python -m eval.evaluate --help`."""
+"""Measuring codecs on real files. Run from the repository: `python -m eval.run --help`."""

@@ -9,16 +9,15 @@ a part of it, pixel for pixel.
 
 import argparse
 import functools
-import subprocess
 import sys
 from bisect import bisect_left
 from collections.abc import Callable
 from pathlib import Path
 
-from imageio_ffmpeg import get_ffmpeg_exe
 from PIL import Image
 
 import hybridflow
+from eval.ffmpeg import decode_vvc, encode_vvc
 from hybridflow.errors import HybridFlowError
 from hybridflow.image_io import read_image
 from hybridflow.metrics import lpips, psnr
@@ -30,32 +29,11 @@ SHOWN = (384, 512)
 QPS = range(64)
 
 
-def encode_vvc(image: Image.Image, qp: int) -> bytes:
-    """RGB image with even sides -> a `.266` stream, smaller the higher qp (0 to 63)."""
-    frame = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{image.width}x{image.height}"]
-    coding = ["-pix_fmt", "yuv420p10le", "-c:v", "libvvenc", "-preset", "slow", "-qp", str(qp), "-f", "vvc"]
-    return _ffmpeg([*frame, "-i", "-", *coding, "-"], image.tobytes())
-
-
-def decode_vvc(stream: bytes, size: tuple[int, int]) -> Image.Image:
-    """Undo `encode_vvc` for an image of this width and height."""
-    pixels = _ffmpeg(["-f", "vvc", "-i", "-", "-pix_fmt", "rgb24", "-f", "rawvideo", "-"], stream)
-    return Image.frombytes("RGB", size, pixels)
-
-
 def smallest_from(encode: Callable[[int], bytes], size: int) -> bytes:
     """The stream of the highest qp that has at least `size` bytes, or that of the lowest qp if none has."""
     encode = functools.cache(encode)
     first_smaller = bisect_left(QPS, True, key=lambda qp: len(encode(qp)) < size)
     return encode(max(first_smaller - 1, 0))
-
-
-def _ffmpeg(arguments: list[str], data: bytes) -> bytes:
-    """Run ffmpeg from standard input to standard output; raises RuntimeError with its words if it fails."""
-    run = subprocess.run([get_ffmpeg_exe(), "-v", "error", *arguments], input=data, capture_output=True)
-    if run.returncode:
-        raise RuntimeError(f"ffmpeg failed: {run.stderr.decode(errors='replace').strip()}")
-    return run.stdout
 
 
 def caption(name: str, original: Image.Image, decoded: Image.Image, size: int) -> str:

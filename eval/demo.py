@@ -14,8 +14,8 @@ from pathlib import Path
 from PIL import Image
 
 import hybridflow
-from eval.evaluate import distortions
 from hybridflow.image_io import read_image
+from hybridflow.metrics import lpips, psnr
 from hybridflow.side_by_side import side_by_side, stack
 
 PHOTOS = Path(__file__).parent.parent / "tests" / "photos"
@@ -37,12 +37,11 @@ def show_photo(codec, photo: Path, output: Path) -> Image.Image:
 
         size = path.stat().st_size
         bpp = 8 * size / (original.width * original.height)
-        figures = distortions(original, decoded)
-        quality = f"{figures['psnr-rgb']:.2f} dB, LPIPS {figures['lpips-alex']:.3f}"
+        fidelity, perception = psnr(original, decoded), lpips(original, decoded)
         images.append(decoded)
-        captions.append(f"{size:,} bytes, {bpp:.4f} bpp: {quality}")
+        captions.append(f"{size:,} bytes, {bpp:.4f} bpp: {fidelity:.2f} dB, LPIPS {perception:.3f}")
         print(
-            f"{photo.stem:<10}{size:>7,}{bpp:>9.4f}{figures['psnr-rgb']:>9.2f}{figures['lpips-alex']:>8.3f}"
+            f"{photo.stem:<10}{size:>7,}{bpp:>9.4f}{fidelity:>9.2f}{perception:>8.3f}"
             f"{encoded - start:>10.2f}{end - encoded:>10.2f}",
             flush=True,
         )

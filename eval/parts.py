@@ -16,7 +16,6 @@ whole has had. A byte is a byte of a whole `.hf` file, but the continuous stream
 """
 
 import argparse
-import functools
 import json
 import math
 import sys
@@ -26,22 +25,17 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
 import hybridflow
 from eval.datasets import describe, list_images
+from eval.photo import Photo
 from hybridflow.ablation import Ablations
 from hybridflow.checkpoint import load_parts
-from hybridflow.codec import Codec
-from hybridflow.container import QUALITIES, Header, pack, unpack
-from hybridflow.continuous import Latent
+from hybridflow.container import QUALITIES
 from hybridflow.errors import HybridFlowError
-from hybridflow.image_io import read_image, tensor_to_image
-from hybridflow.losses import bits, masked_cross_entropy
+from hybridflow.losses import masked_cross_entropy
 from hybridflow.masking import SCHEDULES, UNIFORM_SCHEDULES, schedule_mask
-from hybridflow.metrics import lpips, psnr
-from hybridflow.model import Coded
 from hybridflow.weights import weight_file
 
 USUAL = (31, "1_4")
@@ -53,92 +47,7 @@ CONTINUOUS_ALONE = "continuous alone"
 RATES = 5
 """Rates, evenly spaced in log bpp, at which two curves are compared."""
 
-CHECKS = 6
-"""Bytes of the two checks of a file: one inside the stream, one behind it."""
-
 Rows = list[dict[str, str | float]]
-
-
-class Photo:
-    """One image: analysed once, and written, read and compared once at every point, however often that is asked for.
-
-    Attributes:
-        indices: the whole index map (1,h,w) int64.
-        file: (quality, schedule) -> the whole `.hf` file, and what it holds.
-        reading: (quality, schedule) -> whether the file gives back what it holds; bits of each section of its stream.
-        latent: quality -> the continuous stream as training sees it.
-        figures: (quality, schedule) -> the decoded image's `compare`.
-        continuous_alone: quality -> bytes and `compare` of the continuous codec as its own stage left it.
-    """
-
-    def __init__(self, codec: Codec, ablations: Ablations, path: Path) -> None:
-        self.codec, self.model, self.ablations = codec, codec.model, ablations
-        self.original = read_image(path)
-        self.analysed = codec.analyse(self.original)
-        self.device = self.analysed.latent.device
-        self.indices = torch.from_numpy(self.analysed.indices)[None].to(self.device)
-        self.file = functools.cache(self._file)
-        self.reading = functools.cache(self._reading)
-        self.latent = functools.cache(self._latent)
-        self.figures = functools.cache(self._figures)
-        self.continuous_alone = functools.cache(self._continuous_alone)
-
-    def y_hat(self, quality: int) -> Tensor:
-        """y^_c (1,M,h,w) of a file of this quality."""
-        return self.model.y_hat(self.file(quality, "none")[1].y, self._tensor(quality))
-
-    def compare(self, pixels: Tensor) -> dict[str, float]:
-        """LPIPS and PSNR of a decoder's output (1,3,16h,16w)."""
-        decoded = tensor_to_image(pixels.float().clamp(0, 1)[..., : self.original.height, : self.original.width])
-        return {"lpips": lpips(self.original, decoded), "psnr": psnr(self.original, decoded)}
-
-    @torch.inference_mode()
-    def estimated_bytes(self, quality: int, schedule: str) -> float:
-        """What a file takes by training's likelihoods, header and checks included."""
-        header, sent = self._header(quality, schedule), torch.from_numpy(self.file(quality, schedule)[1].sent)[None]
-        latent = self.latent(quality)
-        likelihoods = self.model.index_likelihoods(
-            self.indices, sent.to(self.device), latent.y_gained, self._tensor(quality)
-        )
-        total = sum(float(bits(p)) for p in (*latent.likelihoods.values(), likelihoods))
-        return (total + self.reading(quality, schedule)[1]["schedules"]) / 8 + len(header.pack()) + CHECKS
-
-    def _tensor(self, quality: int) -> Tensor:
-        return torch.tensor([quality], device=self.device)
-
-    def _header(self, quality: int, schedule: str) -> Header:
-        return Header(*self.original.size, quality, schedule, bytes.fromhex(self.codec.model_id))
-
-    def _file(self, quality: int, schedule: str) -> tuple[bytes, Coded]:
-        header = self._header(quality, schedule)
-        stream, coded = self.model.write(self.analysed, quality, schedule, header.pack(), self.codec.probability)
-        return pack(header, stream), coded
-
-    def _reading(self, quality: int, schedule: str) -> tuple[bool, dict[str, float]]:
-        data, written = self.file(quality, schedule)
-        header, stream = unpack(data)
-        sections: dict[str, float] = {}
-        shape = self.analysed.indices.shape
-        read = self.model.read(
-            stream, *shape, quality, schedule, header.pack(), self.codec.probability, sections=sections
-        )
-        true = np.where(read.sent, self.analysed.indices, 0)
-        intact = np.array_equal(read.indices, true) and all(map(np.array_equal, read, written))
-        return intact, sections
-
-    @torch.inference_mode()
-    def _latent(self, quality: int) -> Latent:
-        return self.model.continuous(self.analysed.image, self._tensor(quality))
-
-    def _figures(self, quality: int, schedule: str) -> dict[str, float]:
-        return self.compare(self.model.synthesise(self.file(quality, schedule)[1], quality))
-
-    @torch.inference_mode()
-    def _continuous_alone(self, quality: int) -> tuple[float, dict[str, float]]:
-        latent = self.ablations.continuous_alone(self.analysed.image, self._tensor(quality))
-        size = sum(float(bits(p)) for p in latent.likelihoods.values()) / 8
-        size += len(self._header(quality, "none").pack()) + CHECKS
-        return size, self.compare(self.ablations.light_synthesis(latent.y_hat))
 
 
 def averages(photos: Sequence[Photo], sizes: Sequence[float], figures: Sequence[dict[str, float]]) -> dict[str, float]:
@@ -197,21 +106,19 @@ def sent_indices(photos: Sequence[Photo]) -> Rows:
 def decoders(photos: Sequence[Photo]) -> Rows:
     """The whole decoder, less its correction, and each stream alone with the decoder that was trained for it.
 
-    The codebook stream alone is charged a `full` file without z and y_c: less than it would take by itself, as the
-    index prior reads y^_c.
+    The codebook stream alone sends every index (see `Photo.codebook_alone` for its bytes).
     """
     quality = USUAL[0]
     measured = defaultdict(list)
     for photo in tqdm(photos, desc="decoders", unit="image", disable=None):
-        data, coded = photo.file(*USUAL)
-        full, sections = photo.file(quality, "full")[0], photo.reading(quality, "full")[1]
-        uncorrected = photo.model.synthesise(coded, quality, corrected=False)
-        codebook_alone = photo.ablations.codebook_decoder(photo.model.codebook.lookup(photo.indices))
-        measured["both streams"].append((len(data), photo.figures(*USUAL)))
-        measured["uncorrected"].append((len(data), photo.compare(uncorrected)))
-        codebook_bytes = len(full) - (sections["z"] + sections["y"]) / 8
-        measured["codebook alone"].append((codebook_bytes, photo.compare(codebook_alone)))
-        measured[CONTINUOUS_ALONE].append(photo.continuous_alone(quality))
+        variants = {
+            "both streams": photo.whole(*USUAL),
+            "uncorrected": photo.uncorrected(*USUAL),
+            "codebook alone": photo.codebook_alone(quality, "full"),
+            CONTINUOUS_ALONE: photo.continuous_alone(quality),
+        }
+        for name, (size, pixels) in variants.items():
+            measured[name].append((size, photo.compare(pixels)))
     return [{"decoder": name} | averages(photos, *zip(*found)) for name, found in measured.items()]
 
 
@@ -223,7 +130,8 @@ def curves(photos: Sequence[Photo], qualities: Sequence[int]) -> Rows:
         for name in names:
             for quality in qualities:
                 if name == CONTINUOUS_ALONE:
-                    sizes, figures = zip(*(photo.continuous_alone(quality) for photo in photos))
+                    sizes, pixels = zip(*(photo.continuous_alone(quality) for photo in photos))
+                    figures = [photo.compare(decoded) for photo, decoded in zip(photos, pixels)]
                 else:
                     sizes = [len(photo.file(quality, name)[0]) for photo in photos]
                     figures = [photo.figures(quality, name) for photo in photos]

@@ -18,17 +18,29 @@ CONSTANTS = ("bound",)
 """Endings of buffers that CompressAI makes of numbers in the code: 1e-9 would be zero in half precision."""
 DETERMINES_BITS = (
     "codebook.",
-    "index_prior.",
-    "continuous.hyper_synthesis.",
-    "continuous.context.",
+    "index_prior.exact.",
+    "continuous.exact.",
     "continuous.log_inverse_gain.",
     "continuous.z_counts",
     "continuous.scale_counts",
 )
+FROZEN_FROM = ("continuous.hyper_synthesis.", "continuous.context.", "index_prior.")
+"""Floats that training alone reads once they are frozen to integers."""
+INTEGERS = "exact."
+"""Start, inside a part, of the integers frozen from it; a part that is not frozen may lack them."""
 
 
-def _released(key: str) -> bool:
+def _lasting(key: str) -> bool:
     return not key.startswith(TRAINING_ONLY) and not key.endswith(CONSTANTS)
+
+
+def _frozen_from(key: str) -> bool:
+    return key.startswith(FROZEN_FROM) and not key.startswith(DETERMINES_BITS)
+
+
+def released(key: str) -> bool:
+    """Whether encoding or decoding needs the tensor of this name."""
+    return _lasting(key) and not _frozen_from(key)
 
 
 def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -66,7 +78,11 @@ def load_parts(path: str | Path, *owners: nn.Module) -> set[str]:
             if not found:
                 continue
             loaded.add(name)
-            kept = {key: value for key, value in part.state_dict().items() if not _released(prefix + key)}
+            kept = {
+                key: value
+                for key, value in part.state_dict().items()
+                if not _lasting(prefix + key) or key.startswith(INTEGERS)
+            }
             try:
                 part.load_state_dict(kept | found)
             except RuntimeError as error:
@@ -107,17 +123,27 @@ def save_half(path: str | Path, weights: dict[str, Tensor], metadata: dict[str, 
 
 
 def save_release(path: str | Path, model: HybridFlow, metadata: dict[str, str]) -> None:
-    """Write what encoding and decoding need, in half precision, tables as integers.
+    """Write what encoding and decoding need: floats in half precision, the frozen networks and tables as integers.
 
     Args:
         metadata: shown to users and read by `Codec`; sizes of the preset are added.
     """
-    weights = {key: value for key, value in model.state_dict().items() if _released(key)}
+    weights = {key: value for key, value in model.state_dict().items() if released(key)}
     save_half(path, weights, metadata | {"preset": json.dumps(asdict(model.preset))})
+
+
+def save_ablation(path: str | Path, model: HybridFlow, ablations: nn.Module) -> None:
+    """Write, in half precision, what only comparisons and training need: the baselines, and the floats that the
+    release's integers were frozen from."""
+    floats = {key: value for key, value in model.state_dict().items() if _frozen_from(key)}
+    baselines = {key: value for key, value in ablations.state_dict().items() if f".{INTEGERS}" not in key}
+    save_half(path, floats | baselines)
 
 
 def load_release(path: str | Path) -> tuple[HybridFlow, dict[str, str]]:
     """The model of a file that `save_release` wrote, in float32, and its metadata.
+
+    What its integers were frozen from is not in there, and left as it was made.
 
     Raises:
         CheckpointError: the file cannot be read or is no release of this model.
@@ -127,7 +153,7 @@ def load_release(path: str | Path) -> tuple[HybridFlow, dict[str, str]]:
         sizes = json.loads(metadata["preset"])
         preset = Preset(**{name: tuple(v) if isinstance(v, list) else v for name, v in sizes.items()})
         model = HybridFlow(preset)
-        own = {key: value for key, value in model.state_dict().items() if not _released(key)}
+        own = {key: value for key, value in model.state_dict().items() if not released(key)}
         model.load_state_dict(own | weights)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         reason = shorten(str(error), 200)
@@ -136,7 +162,7 @@ def load_release(path: str | Path) -> tuple[HybridFlow, dict[str, str]]:
 
 
 def model_id(model: HybridFlow) -> bytes:
-    """Three bytes of a hash over all that determines bits: probability networks, tables, gains and codebook.
+    """Three bytes of a hash over all that determines bits: integer networks, tables, gains and codebook.
 
     Better pixel decoders keep it, so old files stay readable.
     """

@@ -1,4 +1,4 @@
-"""The command line: ``hybridflow encode | decode | info | compare | train | split | export``.
+"""The command line: ``hybridflow encode | decode | info | compare | train | campaign | split | freeze | export``.
 
 Every subcommand is a function ``run(args) -> exit code``. What fails is told in one line on standard error.
 """
@@ -23,7 +23,9 @@ from hybridflow.side_by_side import side_by_side
 
 TRAINING = {
     "train": "train one stage of a model",
+    "campaign": "train the stages that come next",
     "split": "take parts out of a run's weights",
+    "freeze": "turn what makes bits into integers, before refit",
     "export": "turn a run's weights into a checkpoint",
 }
 STREAM = "-"  # stands for standard input or output
@@ -256,7 +258,7 @@ def _parser(with_training: bool) -> argparse.ArgumentParser:
         hybridflow encode photo.jpg                 writes photo.hf
         hybridflow decode photo.hf                  writes photo.png
         hybridflow compare photo.jpg photo.hf -o side.png
-        hybridflow encode --help                    tells more; so for decode, info, compare, train, split, export
+        hybridflow encode --help                    tells more; so for the other commands
         """,
     )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)

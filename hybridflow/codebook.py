@@ -5,6 +5,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from hybridflow.distributed import processes, rank, sum_over_processes
+from hybridflow.draws import Draws
+
 
 class Quantised(NamedTuple):
     codes: Tensor
@@ -18,8 +21,8 @@ class Quantised(NamedTuple):
 class Codebook(nn.Module):
     """Nearest-codeword quantiser (VQ-VAE, van den Oord et al., 2017, section 3; moving averages: appendix A.1).
 
-    In training mode each call moves the codewords towards the mean of what chose them and restarts codewords that
-    are hardly chosen any more at random inputs of the batch (Jukebox, Dhariwal et al., 2020, section 3).
+    In training mode each call moves the codewords towards the mean of what chose them, in all processes, and restarts
+    codewords that are hardly chosen any more at random inputs of the batch (Jukebox, Dhariwal et al., 2020, section 3).
 
     Args:
         num_codes: codewords K.
@@ -56,36 +59,48 @@ class Codebook(nn.Module):
         probabilities = logits.float().softmax(1)
         return torch.einsum("bkhw,kc->bchw", probabilities, self.codewords)
 
-    def forward(self, y: Tensor) -> Quantised:
-        """y (B,C,h,w) -> `Quantised`."""
+    @property
+    def perplexity(self) -> Tensor:
+        """2^entropy of how often the codewords were chosen of late, a scalar of at most K."""
+        return torch.special.entr(self.average_count / self.average_count.sum()).sum().exp()
+
+    def forward(self, y: Tensor, draws: Draws | None = None) -> Quantised:
+        """y (B,C,h,w) -> `Quantised`. Training mode needs `draws`, of which the restarts come."""
         y = y.float()
         batch, _, h, w = y.shape
         vectors = y.permute(0, 2, 3, 1).flatten(0, 2)
         indices = self.nearest(vectors.detach())
         if self.training:
-            self._follow(vectors.detach(), indices)
+            self._follow(vectors.detach(), indices, draws)
         indices = indices.view(batch, h, w)
         codes = self.lookup(indices)
         commitment = (y - codes).square().mean()
         return Quantised(y + (codes - y).detach(), indices, commitment)
 
     @torch.no_grad()
-    def _follow(self, vectors: Tensor, indices: Tensor) -> None:
-        count = torch.bincount(indices, minlength=self.num_codes).float()
-        total = torch.zeros_like(self.average_sum).index_add_(0, indices, vectors)
+    def _follow(self, vectors: Tensor, indices: Tensor, draws: Draws) -> None:
+        count = sum_over_processes(torch.bincount(indices, minlength=self.num_codes).float())
+        total = sum_over_processes(torch.zeros_like(self.average_sum).index_add_(0, indices, vectors))
+        if not total.isfinite().all():
+            return  # the step is going to be skipped
         self.average_count.lerp_(count, 1 - self.decay)
         self.average_sum.lerp_(total, 1 - self.decay)
         even_share = self.average_count.sum() / self.num_codes
         dead = self.average_count < self.restart_below * even_share
         if dead.any():
-            chosen = vectors[torch.randint(len(vectors), (int(dead.sum()),), device=vectors.device)]
-            self.average_sum[dead] = chosen * even_share
+            self.average_sum[dead] = self._random_inputs(vectors, draws)[dead] * even_share
             self.average_count[dead] = even_share
         self.codewords.copy_(self.average_sum / self.average_count[:, None])
 
+    def _random_inputs(self, vectors: Tensor, draws: Draws) -> Tensor:
+        """One input (K,C) for every codeword, of the (N,C) of any process."""
+        numbers = (draws.shared(self.num_codes) * processes() * len(vectors)).long() - rank() * len(vectors)
+        ours = (numbers >= 0) & (numbers < len(vectors))
+        return sum_over_processes(vectors[numbers.clamp(0, len(vectors) - 1)] * ours[:, None])
+
     @torch.no_grad()
-    def start(self, vectors: Tensor, iterations: int = 10) -> None:
-        """Set the codewords by k-means on (N,C), N >= K.
+    def start(self, vectors: Tensor, draws: Draws, iterations: int = 10) -> None:
+        """Set the codewords by k-means on (N,C), N >= K, the same in every process.
 
         Raises:
             ValueError: fewer vectors than codewords.
@@ -93,7 +108,7 @@ class Codebook(nn.Module):
         if len(vectors) < self.num_codes:
             raise ValueError(f"k-means needs at least {self.num_codes} vectors, got {len(vectors)}: use more crops")
         vectors = vectors.float()
-        self.codewords.copy_(vectors[torch.randperm(len(vectors), device=vectors.device)[: self.num_codes]])
+        self.codewords.copy_(vectors[draws.shared(len(vectors)).argsort()[: self.num_codes]])
         for _ in range(iterations):
             indices = self.nearest(vectors)
             count = torch.bincount(indices, minlength=self.num_codes).float()

@@ -31,7 +31,7 @@ def load(name: str | Path = "tiny", device: str = "cpu") -> "Codec":
 
     Args:
         name: a shipped preset, or the path of a .safetensors checkpoint.
-        device: where the pixel networks run; what feeds the entropy coder runs on the CPU.
+        device: where the networks run; files are the same on every device.
 
     Raises:
         CheckpointError: there is no such checkpoint, or it cannot be read.

@@ -9,7 +9,8 @@ from compressai.entropy_models import EntropyBottleneck, GaussianConditional
 from compressai.ops import LowerBound
 from torch import Tensor, nn
 
-from hybridflow.entropy import quantise_pmf
+from hybridflow.entropy import WEIGHT_BITS, share_counts
+from hybridflow.exact import IntegerLatentModel
 from hybridflow.image_encoder import ImageEncoder
 from hybridflow.layers import activation, conv3x3
 from hybridflow.probability import (
@@ -65,6 +66,10 @@ class ContinuousCodec(nn.Module):
         z_channels: of the hyper-latent at 1/64.
         width: of the hyper and context networks.
         encoder: widths and depths of the image encoder.
+
+    Attributes:
+        exact: hyper-synthesis and context model as frozen integers, which coders read; so does `forward` in eval mode,
+            once they are frozen.
     """
 
     def __init__(self, channels: int, z_channels: int, width: int, encoder: dict) -> None:
@@ -73,6 +78,7 @@ class ContinuousCodec(nn.Module):
         self.hyper_analysis = HyperAnalysis(channels, width, z_channels)
         self.hyper_synthesis = HyperSynthesis(z_channels, width, width)
         self.context = ContextModel(channels, width, width)
+        self.exact = IntegerLatentModel(channels, z_channels, width)
         self.log_gain = QualityTable(channels)
         self.log_inverse_gain = QualityTable(channels)
         ramp = torch.linspace(0.0, 2.0, len(self.log_gain.anchors))[:, None]
@@ -116,13 +122,12 @@ class ContinuousCodec(nn.Module):
         y, z = y.float(), z.float()
         h, w = y.shape[-2:]
         _, z_likelihoods = self.entropy_bottleneck(z)
-        features = self.hyper_synthesis(round_through(z), quality)[..., :h, :w]
+        features = self._features(round_through(z), quality)[..., :h, :w]
 
         known = torch.zeros_like(y)
         means, indices = torch.zeros_like(y), torch.zeros_like(y)
         for step, mask in enumerate(latent_step_masks(y.shape[1], h, w, y.device)):
-            step_means, step_indices = (t.float() for t in self.context(features, known, step, quality))
-            step_means = round_through(step_means * MEAN_STEPS) / MEAN_STEPS
+            step_means, step_indices = self._distribution(features, known, step, quality)
             decoded = round_through(y - step_means) + step_means
             decoded = torch.where(self._coded(step_indices), decoded, step_means)
             known = torch.where(mask, decoded, known)
@@ -132,6 +137,24 @@ class ContinuousCodec(nn.Module):
         y_likelihoods = y_likelihoods.masked_fill(~self._coded(indices), 1)
         return Latent(self.ungain(known, quality), known, {"y": y_likelihoods, "z": z_likelihoods})
 
+    @property
+    def reads_exact(self) -> bool:
+        return not self.training and self.exact.frozen
+
+    def _features(self, z: Tensor, quality: Tensor) -> Tensor:
+        if self.reads_exact:
+            return self.exact.features(z.long(), quality)
+        return self.hyper_synthesis(z, quality)
+
+    def _distribution(self, features: Tensor, known: Tensor, step: int, quality: Tensor) -> tuple[Tensor, Tensor]:
+        """Means (B,M,h,w), multiples of 1/16, and scale-table indices (B,M,h,w), both float32."""
+        if self.reads_exact:
+            known = (known * MEAN_STEPS).round().long()
+            mean, index = self.exact.distribution(features, known, step, quality)
+            return mean.float() / MEAN_STEPS, index.float()
+        mean, index = (t.float() for t in self.context(features, known, step, quality))
+        return round_through(mean * MEAN_STEPS) / MEAN_STEPS, index
+
     def _coded(self, indices: Tensor) -> Tensor:
         return (indices.round() > 0) | self.training
 
@@ -139,4 +162,5 @@ class ContinuousCodec(nn.Module):
 def _signed_tables(pmf: Tensor) -> Tensor:
     """(n,2R+1) probabilities of -R..R -> (n,2R+2) counts, the last the escape's."""
     escape = (1 - pmf.sum(1, keepdim=True)).clamp(min=0)
-    return torch.from_numpy(quantise_pmf(torch.cat([pmf, escape], 1).numpy()))
+    weights = (torch.cat([pmf, escape], 1) * 2**WEIGHT_BITS).round().long()
+    return torch.from_numpy(share_counts(weights.numpy()))

@@ -23,35 +23,33 @@ from constriction import stream
 from hybridflow.errors import FormatError
 
 PRECISION = 20
+WEIGHT_BITS = 40
 _CHUNK = 16  # bits of a uniform value that are coded as one symbol
 _ESCAPE_BITS = 48  # longest Exp-Golomb suffix: escaped values stay below 2**48
 
 
-def quantise_pmf(pmf: np.ndarray) -> np.ndarray:
-    """Turn probabilities into counts that the coder takes.
+def share_counts(weights: np.ndarray) -> np.ndarray:
+    """Turn weights into counts that the coder takes, by integers only.
 
     Args:
-        pmf: (K,) or (n, K) float64, 2 <= K <= 2**PRECISION; finite, non-negative, every row with a positive sum
-            (of any size: rows are normalised here).
+        weights: (K,) or (n, K) integers in 0..2**WEIGHT_BITS, 2 <= K <= 2**PRECISION, every row with a positive sum.
 
     Returns:
         int64 counts of the same shape, each >= 1, every row summing to ``2**PRECISION``: one count each, the others
         shared out in proportion and rounded down, what is left added to the row's largest entry (the first of equals).
-        Sums run left to right, so equal inputs give equal counts on any machine.
 
     Raises:
-        ValueError: a row is negative, not finite, sums to zero, or K is out of range.
+        ValueError: a weight is out of range or no integer, a row sums to zero, or K is out of range.
     """
-    pmf = np.asarray(pmf, dtype=np.float64)
-    size = pmf.shape[-1]
+    weights = np.asarray(weights)
+    size = weights.shape[-1]
     if not 2 <= size <= 2**PRECISION:
         raise ValueError(f"a table needs 2 to {2**PRECISION} entries, not {size}")
-    peak = pmf.max(axis=-1, keepdims=True)
-    if pmf.size and not (pmf.min() >= 0 and peak.min() > 0 and np.isfinite(peak).all()):
-        raise ValueError("probabilities must be finite, non-negative and not all zero")
-    share = pmf / peak
-    total = np.cumsum(share, axis=-1)[..., -1:]  # unlike np.sum, adds in an order that no CPU changes
-    counts = 1 + np.floor(share / total * (2**PRECISION - size)).astype(np.int64)
+    total = weights.sum(axis=-1, keepdims=True)
+    whole = np.issubdtype(weights.dtype, np.integer)
+    if not whole or weights.size and not (weights.min() >= 0 and weights.max() <= 2**WEIGHT_BITS and total.min() > 0):
+        raise ValueError(f"weights must be integers in 0..2**{WEIGHT_BITS}, not all zero")
+    counts = 1 + weights.astype(np.int64) * (2**PRECISION - size) // total
     largest = np.argmax(counts, axis=-1, keepdims=True)
     rest = 2**PRECISION - counts.sum(axis=-1, keepdims=True)
     np.put_along_axis(counts, largest, np.take_along_axis(counts, largest, -1) + rest, -1)
@@ -60,7 +58,7 @@ def quantise_pmf(pmf: np.ndarray) -> np.ndarray:
 
 def _model(counts: np.ndarray) -> tuple:
     """What constriction wants in place of a table (K,), or of one table a symbol (n, K)."""
-    probabilities = np.asarray(counts, dtype=np.float64) / 2**PRECISION
+    probabilities = np.ascontiguousarray(counts, dtype=np.float64) / 2**PRECISION  # it misreads other layouts
     if probabilities.ndim == 1:
         return (stream.model.Categorical(probabilities, perfect=False),)
     return (stream.model.Categorical(perfect=False), probabilities)

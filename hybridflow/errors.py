@@ -17,5 +17,9 @@ class ImageError(HybridFlowError):
     """An input cannot be read as an image, or is refused (too large, empty, of an unknown layout)."""
 
 
+class TrainingError(HybridFlowError):
+    """A run cannot start as asked: a setting, its folder, its photos, or a package that is not installed."""
+
+
 class CheckpointError(HybridFlowError):
     """A weight file is missing, foreign or incomplete."""

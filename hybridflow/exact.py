@@ -1,25 +1,173 @@
-"""What feeds the entropy coder: integers in, integers and integer tables out.
+"""What feeds the entropy coder: integer networks, integers in, integers and integer tables out.
 
-`ProbabilityModel` is the interface that the stream coding sees. Until the probability networks are frozen to integer
-arithmetic, `Float64Probability` fills it by running them in float64 on the CPU with one thread, and rounding.
+Frozen from the trained networks of `continuous` and `index_prior` by `hybridflow.training.freeze` (after Jacob et al.,
+CVPR 2018, section 2: integer matrix products, then fixed-point rescaling). Nothing here rounds in floating point, so
+every machine, device, thread count and batch size gives the same integers.
 """
-
-from collections.abc import Iterator
-from contextlib import contextmanager
-from copy import deepcopy
-from typing import Protocol
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hybridflow.continuous import ContinuousCodec
-from hybridflow.entropy import quantise_pmf
-from hybridflow.probability import MEAN_STEPS, SCALES, IndexPrior
+from hybridflow.entropy import share_counts
+from hybridflow.probability import INDEX_STEPS, LATENT_STEPS, QUALITIES, SCALES, parity_map
+
+SHIFT = 20
+"""Totals of a layer are in units of 2**-SHIFT of what it gives."""
+ACTIVATION_MAX = 127
+Z_LIMIT, Y_LIMIT = 127, 8191
+"""Inputs are clamped to these magnitudes: z, and y^_c in sixteenths."""
+LOGIT_STEPS = 128
+"""Logits of indices are in units of 1/128 nat."""
+EXPONENTIALS = 16 * LOGIT_STEPS
+"""Length of the baked table of exp(-d / LOGIT_STEPS); beyond it the exponential counts as zero."""
+KNOWN_REACH = 2
+"""The index prior sees known indices so many positions away, in rows and in columns."""
 
 
-class ProbabilityModel(Protocol):
-    """Tables and networks that turn what is decoded into the distribution of what comes next.
+def rescale(total: Tensor) -> Tensor:
+    """Totals -> the nearest integers, halves upwards."""
+    return total + (1 << SHIFT - 1) >> SHIFT
+
+
+def activate(total: Tensor) -> Tensor:
+    """Totals -> 7-bit activations: `rescale`, then ReLU and saturation at once."""
+    return rescale(total).clamp(0, ACTIVATION_MAX)
+
+
+class IntegerConv(nn.Module):
+    """Convolution with int8 weights (out, in * k * k), then an int32 multiplier (out,) and bias (rows, out).
+
+    Products are summed as float64 matrix products of integers. Every sum stays far below 2**53, so they are exact in
+    any order and on any device; float64 is touched neither by autocast nor by PyTorch's settings of matrix precision,
+    and no convolution algorithm gets to choose.
+
+    Args:
+        rows: of the bias: 1, or one a quality.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, kernel: int = 1, rows: int = 1) -> None:
+        super().__init__()
+        self.kernel = kernel
+        self.register_buffer("weight", torch.zeros(out_channels, in_channels * kernel**2, dtype=torch.int8))
+        self.register_buffer("multiplier", torch.zeros(out_channels, dtype=torch.int32))
+        self.register_buffer("bias", torch.zeros(rows, out_channels, dtype=torch.int32))
+
+    def forward(self, x: Tensor, row: Tensor | int = 0) -> Tensor:
+        """x (B,in,...) int64, and a row of the bias for all or one each (B,) -> totals (B,out,...) int64."""
+        x, size = x.double(), x.shape[2:]
+        columns = x.flatten(2) if self.kernel == 1 else F.unfold(x, self.kernel, padding=self.kernel // 2)
+        sums = (self.weight.double() @ columns).long()
+        total = sums * self.multiplier[:, None] + self.bias[row][..., None]
+        return total.unflatten(2, size)
+
+
+class IntegerNetwork(nn.Module):
+    """Made of `IntegerConv`s; all zero until frozen."""
+
+    out: IntegerConv
+
+    @property
+    def frozen(self) -> bool:
+        return bool(self.out.multiplier.any())
+
+    def thaw(self) -> None:
+        """Forget the integers: what they were frozen from is about to change."""
+        for buffer in self.buffers():
+            buffer.zero_()
+
+
+class IntegerLatentModel(IntegerNetwork):
+    """Hyper-synthesis and context model: z, and what is decoded of y -> mean and scale of every symbol of y.
+
+    Args:
+        channels: M of y_c.
+        z_channels: Z of the hyper-latent.
+        width: W of both networks.
+    """
+
+    def __init__(self, channels: int, z_channels: int, width: int) -> None:
+        super().__init__()
+        self.inward = IntegerConv(z_channels, width, 3, rows=QUALITIES)
+        self.upward = IntegerConv(width, 4 * width)
+        self.middle = IntegerConv(width, width, 3)
+        self.outward = IntegerConv(width, 4 * width)
+        self.known = IntegerConv(channels, width, 3, rows=QUALITIES)
+        self.register_buffer("step", torch.zeros(LATENT_STEPS, 4, width, dtype=torch.int32))
+        self.first = IntegerConv(width, width)
+        self.second = IntegerConv(width, width)
+        self.out = IntegerConv(width, 2 * channels)
+
+    def features(self, z: Tensor, quality: Tensor | int) -> Tensor:
+        """z (B,Z,hz,wz) int64, quality for all or (B,) -> totals (B,W,4hz,4wz) int64 for `distribution`."""
+        x = activate(self.inward(z.clamp(-Z_LIMIT, Z_LIMIT), quality))
+        x = activate(F.pixel_shuffle(self.upward(x), 2))
+        return F.pixel_shuffle(self.outward(activate(self.middle(x))), 2)
+
+    def distribution(self, features: Tensor, known: Tensor, step: int, quality: Tensor | int) -> tuple[Tensor, Tensor]:
+        """features (B,W,h,w); known (B,M,h,w) int64 in sixteenths, zero where not decoded -> means (B,M,h,w) in
+        sixteenths and scale-table indices (B,M,h,w), int64."""
+        total = features + self.known(known.clamp(-Y_LIMIT, Y_LIMIT), quality)
+        total = total + parity_map(self.step[step], *known.shape[2:])
+        x = activate(self.second(activate(self.first(activate(total)))))
+        mean, scale = rescale(self.out(x)).chunk(2, 1)
+        return mean, scale.clamp(0, SCALES - 1)
+
+
+class IntegerIndexPrior(IntegerNetwork):
+    """y^_c and the indices already decoded -> logits of the sent indices of the next step.
+
+    Args:
+        channels: M of y_c.
+        num_codes: K of the codebook.
+        width: P of the network, even.
+        embedding: E, numbers that stand for a known index.
+    """
+
+    def __init__(self, channels: int, num_codes: int, width: int, embedding: int) -> None:
+        super().__init__()
+        self.first = IntegerConv(channels, width, 3)
+        self.second = IntegerConv(width, width // 2)
+        self.third = IntegerConv(width // 2, width, 3, rows=QUALITIES)
+        self.register_buffer("embedding", torch.zeros(num_codes, embedding, dtype=torch.int8))
+        self.known = IntegerConv(embedding * (2 * KNOWN_REACH + 1) ** 2, width)
+        self.register_buffer("step", torch.zeros(INDEX_STEPS, width, dtype=torch.int32))
+        self.hidden = IntegerConv(width, width)
+        self.out = IntegerConv(width, num_codes)
+        self.register_buffer("exponential", torch.zeros(EXPONENTIALS, dtype=torch.int32))
+
+    def features(self, y: Tensor, quality: Tensor | int) -> Tensor:
+        """y^ (B,M,h,w) int64 in sixteenths, quality for all or (B,) -> totals (B,P,h,w) int64, for every step."""
+        x = activate(self.first(y.clamp(-Y_LIMIT, Y_LIMIT)))
+        return self.third(activate(self.second(x)), quality)
+
+    def logits(self, features: Tensor, indices: Tensor, known: Tensor, step: int, wanted: Tensor) -> Tensor:
+        """Logits (N,K) int64, in 1/LOGIT_STEPS nat, of the `wanted` (B,h,w) bool positions, in raster order.
+
+        Args:
+            indices: (B,h,w) int64, read only where `known` (B,h,w) bool.
+        """
+        total = features.permute(0, 2, 3, 1)[wanted].T[None]
+        total = total + self.known(self._neighbours(indices, known, wanted)) + self.step[step][:, None]
+        return rescale(self.out(activate(self.hidden(activate(total)))))[0].T
+
+    def _neighbours(self, indices: Tensor, known: Tensor, wanted: Tensor) -> Tensor:
+        """Embeddings of the known indices around each wanted position: (1, 25 E, N), ordered as in a convolution."""
+        unknown = len(self.embedding)
+        embedding = F.pad(self.embedding, (0, 0, 0, 1))
+        padded = F.pad(indices.where(known, unknown), 4 * [KNOWN_REACH], value=unknown)
+        around = padded.unfold(1, 2 * KNOWN_REACH + 1, 1).unfold(2, 2 * KNOWN_REACH + 1, 1)[wanted].flatten(1)
+        return embedding[around].transpose(1, 2).flatten(1).T[None]
+
+    def counts(self, logits: Tensor) -> np.ndarray:
+        """Logits (N,K) -> tables (N,K) int64 for the coder: exponentials, shared out in integers."""
+        below = (logits.amax(1, keepdim=True) - logits).clamp(max=EXPONENTIALS)
+        return share_counts(F.pad(self.exponential, (0, 1))[below].long().cpu().numpy())
+
+
+class ProbabilityModel:
+    """Tables and frozen networks that turn what is decoded into the distribution of what comes next, for one image.
 
     Attributes:
         channels: M of y_c.
@@ -27,77 +175,39 @@ class ProbabilityModel(Protocol):
         scale_counts: (SCALES, 2R+2) int64, a signed table a standard deviation.
     """
 
-    channels: int
-    z_counts: np.ndarray
-    scale_counts: np.ndarray
+    def __init__(
+        self, latent: IntegerLatentModel, index_prior: IntegerIndexPrior, z_counts: Tensor, scale_counts: Tensor
+    ) -> None:
+        self._latent, self._index_prior = latent, index_prior
+        self.channels = latent.out.weight.shape[0] // 2
+        self.z_counts = z_counts.cpu().numpy().astype(np.int64)
+        self.scale_counts = scale_counts.cpu().numpy().astype(np.int64)
+
+    def _batched(self, array: np.ndarray) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(array))[None].to(self._latent.step.device)
 
     def hyper_features(self, z: np.ndarray, quality: int, h: int, w: int) -> Tensor:
         """z (Z,ceil(h/4),ceil(w/4)) int64 -> features of `latent_step`."""
+        return self._latent.features(self._batched(z), quality)[..., :h, :w]
 
     def latent_step(
         self, features: Tensor, known: np.ndarray, step: int, quality: int
     ) -> tuple[np.ndarray, np.ndarray]:
         """`known` (M,h,w) int64 in sixteenths, zero where not decoded -> means (M,h,w) in sixteenths and scale-table
         indices (M,h,w), int64."""
+        mean, scale = self._latent.distribution(features, self._batched(known), step, quality)
+        return mean[0].cpu().numpy(), scale[0].cpu().numpy()
 
     def index_features(self, y: np.ndarray, quality: int) -> Tensor:
         """y^ (M,h,w) int64 in sixteenths -> features of `index_step`."""
+        return self._index_prior.features(self._batched(y), quality)
 
     def index_step(
         self, features: Tensor, indices: np.ndarray, known: np.ndarray, step: int, wanted: np.ndarray
     ) -> np.ndarray:
         """indices (h,w) int64, read where `known` (h,w) bool -> counts (n,K) int64 of the `wanted` positions, in
         raster order."""
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with torch.inference_mode():
-            yield
-    finally:
-        torch.set_num_threads(threads)
-
-
-def _batched(array: np.ndarray) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(array))[None]
-
-
-class Float64Probability(nn.Module):
-    """`ProbabilityModel` of trained parts whose tables are baked (`ContinuousCodec.bake_tables`): float64 copies."""
-
-    def __init__(self, continuous: ContinuousCodec, index_prior: IndexPrior) -> None:
-        super().__init__()
-        self.channels = continuous.context.channels
-        self.z_counts = continuous.z_counts.cpu().numpy().astype(np.int64)
-        self.scale_counts = continuous.scale_counts.cpu().numpy().astype(np.int64)
-        self._synthesis = deepcopy(continuous.hyper_synthesis).cpu().double()
-        self._context = deepcopy(continuous.context).cpu().double()
-        self._prior = deepcopy(index_prior).cpu().double()
-
-    def hyper_features(self, z: np.ndarray, quality: int, h: int, w: int) -> Tensor:
-        with _one_thread():
-            return self._synthesis(_batched(z).double(), torch.tensor([quality]))[..., :h, :w]
-
-    def latent_step(
-        self, features: Tensor, known: np.ndarray, step: int, quality: int
-    ) -> tuple[np.ndarray, np.ndarray]:
-        with _one_thread():
-            mean, scale = self._context(features, _batched(known).double() / MEAN_STEPS, step, torch.tensor([quality]))
-            return (
-                (mean[0] * MEAN_STEPS).round().long().numpy(),
-                scale[0].round().clamp(0, SCALES - 1).long().numpy(),
-            )
-
-    def index_features(self, y: np.ndarray, quality: int) -> Tensor:
-        with _one_thread():
-            return self._prior.features(_batched(y).double() / MEAN_STEPS, torch.tensor([quality]))
-
-    def index_step(
-        self, features: Tensor, indices: np.ndarray, known: np.ndarray, step: int, wanted: np.ndarray
-    ) -> np.ndarray:
-        with _one_thread():
-            logits = self._prior.logits(features, _batched(indices), _batched(known), step, _batched(wanted))
-            return quantise_pmf(logits.softmax(1).numpy())
+        logits = self._index_prior.logits(
+            features, self._batched(indices), self._batched(known), step, self._batched(wanted)
+        )
+        return self._index_prior.counts(logits)

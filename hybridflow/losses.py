@@ -6,8 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hybridflow.metrics import load_lpips
 from hybridflow.container import QUALITIES
+from hybridflow.distributed import processes, sum_over_processes
+from hybridflow.draws import Draws
+from hybridflow.metrics import load_lpips
 
 L1_WEIGHT, LPIPS_WEIGHT, GRID_WEIGHT = 4.0, 1.0, 0.5
 GRID_PERIOD = 16
@@ -19,8 +21,8 @@ class Distortion(nn.Module):
     """w1 * L1 + w2 * LPIPS-Alex (HybridFlow, section 3) + w3 * `grid_strength` per image.
 
     AlexNet's first layer strides by 4 and is blind to a grid of that period, so both images are shifted by 0 to 3
-    pixels, and half of the time down-scaled, by the same random amounts before LPIPS sees them. That alone leaves a
-    grid: fine texture pleases LPIPS, and is cheapest to make at fixed places of the up-sampling.
+    pixels, and half of the time down-scaled, by the same random amounts, shared by the step, before LPIPS sees them.
+    That alone leaves a grid: fine texture pleases LPIPS, and is cheapest to make at fixed places of the up-sampling.
 
     The weights are L1_WEIGHT (for images in [0,1]), LPIPS_WEIGHT and GRID_WEIGHT.
     """
@@ -29,10 +31,10 @@ class Distortion(nn.Module):
         super().__init__()
         self.lpips = load_lpips().requires_grad_(False)
 
-    def forward(self, x: Tensor, x_hat: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, x: Tensor, x_hat: Tensor, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
         """x, x_hat (B,3,H,W) in [0,1] -> distortion (B,) and its three unweighted means."""
         l1 = (x - x_hat).abs().flatten(1).mean(1)
-        lpips = self.lpips(*_shift_and_rescale(2 * x - 1, 2 * x_hat - 1)).flatten()
+        lpips = self.lpips(*_shift_and_rescale(draws, 2 * x - 1, 2 * x_hat - 1)).flatten()
         grid = grid_strength(x, x_hat)
         distortion = L1_WEIGHT * l1 + LPIPS_WEIGHT * lpips + GRID_WEIGHT * grid
         return distortion, {name: t.mean().detach() for name, t in (("l1", l1), ("lpips", lpips), ("grid", grid))}
@@ -61,12 +63,11 @@ def _phase_energies(image: Tensor) -> Tensor:
     return torch.stack(energies)
 
 
-def _shift_and_rescale(*images: Tensor) -> list[Tensor]:
-    top, left = (int(v) for v in torch.randint(4, (2,)))
-    images = [image[..., top:, left:] for image in images]
-    if torch.rand(()) < 0.5:
-        scale = float(torch.empty(()).uniform_(0.75, 1.0))
-        size = [round(s * scale) for s in images[0].shape[-2:]]
+def _shift_and_rescale(draws: Draws, *images: Tensor) -> list[Tensor]:
+    top, left, rescaled, scale = draws.shared(4).tolist()
+    images = [image[..., int(4 * top) :, int(4 * left) :] for image in images]
+    if rescaled < 0.5:
+        size = [round(side * (0.75 + 0.25 * scale)) for side in images[0].shape[-2:]]
         images = [F.interpolate(image, size, mode="bilinear", align_corners=False) for image in images]
     return images
 
@@ -94,6 +95,17 @@ def masked_cross_entropy(logits: Tensor, indices: Tensor, sent: Tensor) -> Tenso
         A scalar; zero if every position was sent.
     """
     masked = ~sent
-    if not masked.any():
-        return logits.sum() * 0.0
-    return F.cross_entropy(logits.permute(0, 2, 3, 1)[masked].float(), indices[masked])
+    total = F.cross_entropy(logits.permute(0, 2, 3, 1)[masked].float(), indices[masked], reduction="sum")
+    return total / typical_count(masked)
+
+
+def typical_count(chosen: Tensor) -> Tensor:
+    """How many are chosen, of a bool mask, on average over the processes, and at least one in all: what sums are
+    divided by so that the mean over processes is the mean over all their samples."""
+    return sum_over_processes(chosen.sum().float()).clamp(min=1) / processes()
+
+
+def masked_accuracy(logits: Tensor, indices: Tensor, sent: Tensor) -> Tensor:
+    """Share of the positions that were not sent whose likeliest index is the true one: arguments as of
+    `masked_cross_entropy`, a scalar."""
+    return ((logits.argmax(1) == indices) & ~sent).sum() / typical_count(~sent)

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from hybridflow.draws import Draws
+
 SCHEDULES = ("full", "1_4", "1_9", "none", "dynamic")
 UNIFORM_SCHEDULES = SCHEDULES[:4]
 REGION = 6
@@ -62,15 +64,14 @@ def coding_steps(h: int, w: int, device=None) -> Tensor:
     return torch.where(on_lattice, board, torch.where(diagonal, 2, 3))
 
 
-def random_mask(batch: int, h: int, w: int, device=None) -> Tensor:
-    """Sent positions (batch,h,w) bool for training: half of the samples follow a random uniform schedule, shifted at
+def random_mask(draws: Draws, h: int, w: int) -> Tensor:
+    """Sent positions (B,h,w) bool for training: half of the samples follow a random uniform schedule, shifted at
     random, the others are sent at a random ratio (MaskGIT, Chang et al., CVPR 2022)."""
-    ratio = torch.rand(batch, 1, 1, device=device)
-    mask = torch.rand(batch, h, w, device=device) < ratio**2
-    for sample in range(0, batch, 2):
-        schedule = UNIFORM_SCHEDULES[1 + int(torch.randint(3, ()))]
-        shift = [int(s) for s in torch.randint(REGION, (2,))]
-        mask[sample] = schedule_mask(schedule, h + REGION, w + REGION, device)[
-            shift[0] : shift[0] + h, shift[1] : shift[1] + w
-        ]
-    return mask
+    structured, ratio = draws.uniform(2, 1, 1).unbind(1)
+    row, column = draws.integers(REGION, 2, 1, 1).unbind(1)
+    schedules = UNIFORM_SCHEDULES[1:]
+    lattices = torch.stack([schedule_mask(s, h + REGION, w + REGION, draws.device) for s in schedules])
+    rows = row + torch.arange(h, device=draws.device)[:, None]
+    columns = column + torch.arange(w, device=draws.device)
+    lattice = lattices[draws.integers(len(schedules), 1, 1), rows, columns]
+    return torch.where(structured < 0.5, lattice, draws.uniform(h, w) < ratio**2)

@@ -21,13 +21,14 @@ from hybridflow.continuous import ContinuousCodec
 from hybridflow.correction import Correction
 from hybridflow.dynamic_masking import choose_regions, error_map, spatial_lpips
 from hybridflow.entropy import Decoder, Encoder
-from hybridflow.exact import Float64Probability, ProbabilityModel
+from hybridflow.exact import ProbabilityModel
 from hybridflow.image_encoder import ImageEncoder
+from hybridflow.index_prior import IndexPrior
 from hybridflow.losses import rate_weight
 from hybridflow.masking import UNIFORM_SCHEDULES, coding_steps, schedule_mask
 from hybridflow.pixel_decoder import PixelDecoder
 from hybridflow.predictor import Predictor
-from hybridflow.probability import INDEX_STEPS, MEAN_STEPS, IndexPrior
+from hybridflow.probability import INDEX_STEPS, MEAN_STEPS
 from hybridflow.stream_coding import code_check, code_indices, code_sent, code_y, code_z
 from hybridflow.tiling import decode_tiled
 
@@ -222,10 +223,15 @@ class HybridFlow(CompressionModel):
         return True
 
     def probability(self) -> ProbabilityModel:
-        """What feeds the entropy coder, from the weights and tables as they are now."""
-        if not self.continuous.z_counts.any():
-            raise RuntimeError("the tables are not baked: call model.update() first")
-        return Float64Probability(self.continuous, self.index_prior)
+        """What feeds the entropy coder: the frozen networks and tables.
+
+        Raises:
+            RuntimeError: they are not frozen.
+        """
+        continuous, prior = self.continuous, self.index_prior
+        if not (continuous.exact.frozen and prior.exact.frozen):
+            raise RuntimeError("the bits are not frozen: run `hybridflow freeze` on the weights first")
+        return ProbabilityModel(continuous.exact, prior.exact, continuous.z_counts, continuous.scale_counts)
 
     @torch.inference_mode()
     def analyse(self, image: Tensor) -> Analysed:

@@ -1,7 +1,7 @@
-"""The networks whose outputs the entropy coder reads: hyper-synthesis, context model and index prior.
+"""Hyper-synthesis and context model in training's floats, and what their frozen integers share with them.
 
-They hold only what freezes to integer arithmetic: plain convolutions, ReLU, pixel-shuffle, and biases chosen by
-quality and coding step; no normalisation. Every fan-in is at most 1,024 (DESIGN: sums then stay exact in float32).
+They hold only what freezes to the integer arithmetic of `exact`: plain convolutions, ReLU, pixel-shuffle, and biases
+chosen by quality and coding step; no normalisation, and a fan-in of at most 1,024.
 """
 
 import math
@@ -46,6 +46,11 @@ def latent_step_masks(channels: int, h: int, w: int, device=None) -> Tensor:
     return torch.stack([parity == order[(group + step) % 4][:, None, None] for step in range(LATENT_STEPS)])
 
 
+def parity_map(table: Tensor, h: int, w: int) -> Tensor:
+    """A vector a position of the 2x2 cell (4,C) -> the vector of every position (C,h,w)."""
+    return table.T.reshape(-1, 2, 2).repeat(1, -(-h // 2), -(-w // 2))[:, :h, :w]
+
+
 def scale_of(index: Tensor) -> Tensor:
     """Standard deviation, in the gained domain, of a (fractional) scale-table index in 0..SCALES-1."""
     return SCALE_MIN * torch.exp(index * (math.log(SCALE_MAX / SCALE_MIN) / (SCALES - 1)))
@@ -73,6 +78,9 @@ class HyperSynthesis(nn.Module):
 class ContextModel(nn.Module):
     """Features and what is decoded of y -> mean and scale of every symbol of y, one step after the other."""
 
+    SCALE_SLOPE, SCALE_START = 16, 24
+    """Scale-table index of what the last convolution gives."""
+
     def __init__(self, channels: int, features: int, width: int) -> None:
         super().__init__()
         self.channels = channels
@@ -88,43 +96,12 @@ class ContextModel(nn.Module):
     def forward(self, features: Tensor, known: Tensor, step: int, quality: Tensor) -> tuple[Tensor, Tensor]:
         """features (B,F,h,w); known (B,M,h,w) in the gained domain, zero where not yet decoded -> means (B,M,h,w) in
         the gained domain and scale-table indices (B,M,h,w), fractional, unbounded."""
-        h, w = known.shape[-2:]
-        bias = self.step[step].T.reshape(1, -1, 2, 2).repeat(1, 1, -(-h // 2), -(-w // 2))[..., :h, :w]
+        bias = parity_map(self.step[step], *known.shape[-2:])
         hidden = self.known(known) + self.features(features) + self.quality(quality)[..., None, None] + bias
         mean, scale = self.out(self.body(hidden)).chunk(2, 1)
-        return mean, 16 * scale + 24
+        return mean, self.SCALE_SLOPE * scale + self.SCALE_START
 
     @staticmethod
     def raw_scale(index: float) -> float:
         """What the last convolution gives for a scale-table index."""
-        return (index - 24) / 16
-
-
-class IndexPrior(nn.Module):
-    """y^ and the indices already decoded -> logits of the sent indices of the next step."""
-
-    def __init__(self, latent_channels: int, num_codes: int, width: int, embedding: int) -> None:
-        super().__init__()
-        half = width // 2
-        self.latent = nn.Sequential(
-            conv3x3(latent_channels, width), nn.ReLU(), conv1x1(width, half), nn.ReLU(), conv3x3(half, width)
-        )
-        self.quality = QualityTable(width)
-        self.embedding = nn.Embedding(num_codes, embedding)
-        self.known = nn.Conv2d(embedding, width, 5, padding=2)
-        self.step = nn.Parameter(torch.zeros(INDEX_STEPS, width))
-        self.out = nn.Sequential(nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, num_codes))
-
-    def features(self, y: Tensor, quality: Tensor) -> Tensor:
-        """y (B,M,h,w) in the gained domain -> (B,P,h,w), the same for every step."""
-        return self.latent(y) + self.quality(quality)[..., None, None]
-
-    def logits(self, features: Tensor, indices: Tensor, known: Tensor, step: int, wanted: Tensor) -> Tensor:
-        """Logits (N,K) of the `wanted` (B,h,w) bool positions, in raster order.
-
-        Args:
-            indices: (B,h,w) int64, read only where `known` (B,h,w) bool.
-        """
-        embedded = self.embedding(indices * known) * known[..., None].to(features.dtype)
-        hidden = features + self.known(embedded.permute(0, 3, 1, 2))
-        return self.out(hidden.permute(0, 2, 3, 1)[wanted] + self.step[step])
+        return (index - ContextModel.SCALE_START) / ContextModel.SCALE_SLOPE

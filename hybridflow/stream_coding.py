@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from hybridflow.container import checksum16
-from hybridflow.entropy import Decoder, Encoder, quantise_pmf
+from hybridflow.entropy import Decoder, Encoder, share_counts
 from hybridflow.errors import FormatError
 from hybridflow.exact import ProbabilityModel
 from hybridflow.masking import UNIFORM_SCHEDULES, coding_steps, region_grid, region_mask, schedule_mask
@@ -99,7 +99,7 @@ def _code_regions(coder: Coder, h: int, w: int, regions: np.ndarray | None) -> n
     seen = np.full(len(UNIFORM_SCHEDULES), 2)
     out = np.zeros(rows * columns, np.int64)
     for position in range(rows * columns):
-        counts = quantise_pmf(seen)
+        counts = share_counts(seen)
         if isinstance(coder, Encoder):
             out[position] = regions.ravel()[position]
             coder.encode(out[position : position + 1], counts)

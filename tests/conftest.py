@@ -4,11 +4,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
+from hybridflow.ablation import Ablations
 from hybridflow.checkpoint import load_release, save_release
 from hybridflow.codec import Codec
 from hybridflow.image_encoder import ImageEncoder
 from hybridflow.model import HybridFlow, Preset
+from hybridflow.training.freeze import freeze
 
 SMALL = Preset(
     encoder_widths=(16, 16, 24),
@@ -30,28 +33,40 @@ SMALL = Preset(
 
 
 def random_model(seed: int) -> HybridFlow:
-    """Random weights, spread out so that y^_c, z and the indices of photos take many values."""
+    """A small model of random weights, `spread_out`, frozen on noise."""
     torch.manual_seed(seed)
-    model = HybridFlow(SMALL)
+    return frozen_on_noise(spread_out(HybridFlow(SMALL)))
+
+
+def frozen_on_noise(model: HybridFlow) -> HybridFlow:
+    freeze(model, _smooth_noise(8, 128))
+    return model
+
+
+def spread_out(model: HybridFlow) -> HybridFlow:
+    """Change random weights so that y^_c, z and the indices of photos take many values."""
+    channels = model.preset.latent_channels
     with torch.no_grad():
         for encoder in (model.codebook_encoder, model.continuous.analysis):
             _standardise(encoder)
         model.continuous.log_gain.anchors *= 0.5
         model.continuous.log_inverse_gain.anchors *= 0.5
         model.continuous.hyper_analysis[-1].weight.mul_(10)
-        model.continuous.context.out.bias[SMALL.latent_channels :] += 1
+        model.continuous.context.out.bias[channels:] += 1
         torch.nn.init.normal_(model.continuous.context.out.weight, std=0.05)
         model.continuous.context.out.bias[-1] = -3  # the smallest scale, whose symbols are not coded
         for join in model.correction.joins:
             torch.nn.init.normal_(join.weight, std=0.1)
-    model.update()
-    return model.eval()
+    return model
+
+
+def _smooth_noise(batch: int, side: int) -> torch.Tensor:
+    return torch.nn.functional.interpolate(torch.rand(batch, 3, side // 8, side // 8), scale_factor=8, mode="bilinear")
 
 
 def _standardise(encoder: ImageEncoder) -> None:
     """Give every output channel mean 0 and deviation 1 over smooth noise; random weights answer all images alike."""
-    noise = torch.nn.functional.interpolate(torch.rand(1, 3, 32, 32), scale_factor=8, mode="bilinear")
-    deviation, mean = torch.std_mean(encoder(noise), (0, 2, 3))
+    deviation, mean = torch.std_mean(encoder(_smooth_noise(1, 256)), (0, 2, 3))
     last = encoder.net[-1]
     last.weight.div_(deviation[:, None, None, None])
     last.bias.sub_(mean).div_(deviation)
@@ -81,3 +96,14 @@ def codec(checkpoint_path) -> Codec:
 @pytest.fixture(scope="session")
 def photos() -> list[Path]:
     return sorted((Path(__file__).parent / "photos").glob("*.png"))
+
+
+@pytest.fixture(scope="session")
+def every_part(tmp_path_factory) -> Path:
+    """Random weights of every part, for a training stage to start from."""
+    model = random_model(0)
+    model.codebook.started.fill_(True)
+    weights = model.state_dict() | Ablations(SMALL).state_dict()
+    path = tmp_path_factory.mktemp("every_part") / "weights.safetensors"
+    save_file({key: value.contiguous() for key, value in weights.items()}, path)
+    return path

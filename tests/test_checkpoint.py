@@ -9,7 +9,15 @@ from conftest import SMALL, random_model
 from safetensors.torch import save_file
 
 from hybridflow.ablation import Ablations
-from hybridflow.checkpoint import load_parts, load_release, read_weights, save_release, split_parts
+from hybridflow.checkpoint import (
+    load_parts,
+    load_release,
+    model_id,
+    read_weights,
+    save_ablation,
+    save_release,
+    split_parts,
+)
 from hybridflow.errors import CheckpointError
 from hybridflow.model import HybridFlow
 
@@ -25,6 +33,7 @@ def test_a_release_comes_back_exactly_in_half_precision(model, tmp_path):
     assert metadata["about"] == "a test" and loaded.preset == SMALL
     halved, _ = read_weights(tmp_path / "a.safetensors")
     own = model.state_dict()
+    assert set(halved) < set(own)
     for key, value in loaded.state_dict().items():
         assert value.dtype == own[key].dtype
         if key in halved:
@@ -42,7 +51,10 @@ def test_a_release_is_half_precision_with_whole_tables_and_nothing_of_training(m
     assert weights["continuous.z_counts"].dtype == weights["continuous.scale_counts"].dtype == torch.int32
     absent = set(model.state_dict()) - set(weights)
     assert {"codebook.average_count", "codebook.average_sum", "codebook.started"} < absent
-    assert all(key.startswith("codebook.") or key.endswith("bound") for key in absent)
+    floats = ("continuous.hyper_synthesis.", "continuous.context.", "index_prior.")  # frozen to integers
+    assert all(key.startswith(("codebook.", *floats)) or key.endswith("bound") for key in absent)
+    assert not any(key.startswith(floats) and ".exact." not in key for key in weights)
+    assert weights["index_prior.exact.out.weight"].dtype == torch.int8
     assert json.loads(metadata["preset"])["num_codes"] == SMALL.num_codes
 
 
@@ -104,6 +116,29 @@ def test_parts_load_each_whole_into_whoever_owns_them(model, tmp_path):
     for key, value in ablations.light_synthesis.state_dict().items():
         assert torch.equal(value, baseline[f"light_synthesis.{key}"])
     assert torch.equal(target.pixel_decoder.head[-1].weight, untouched)
+
+
+def test_training_goes_on_from_the_folder_of_a_release(model, tmp_path):
+    """The floats that its integers were frozen from lie in the ablation file."""
+    save_release(tmp_path / "a.safetensors", model, {})
+    save_ablation(tmp_path / "a-ablation.safetensors", model, Ablations(SMALL))
+    target = HybridFlow(SMALL)
+    load_parts(tmp_path, target, Ablations(SMALL))
+    own = model.state_dict()
+    for key, value in target.state_dict().items():
+        if not key.startswith("codebook.") and not key.endswith("bound"):
+            assert torch.equal(value, own[key].half().float() if own[key].dtype == torch.float32 else own[key]), key
+    assert model_id(target) == model_id(load_release(tmp_path / "a.safetensors")[0])
+    with pytest.raises(CheckpointError, match="hyper_synthesis"):
+        load_parts(tmp_path / "a.safetensors", HybridFlow(SMALL))
+
+
+def test_parts_that_were_never_frozen_load(model, tmp_path):
+    weights = {key: value.contiguous() for key, value in model.state_dict().items() if ".exact." not in key}
+    save_file(weights, tmp_path / "weights")
+    target = HybridFlow(SMALL)
+    load_parts(tmp_path / "weights", target)
+    assert not target.continuous.exact.frozen and not target.index_prior.exact.frozen
 
 
 def test_parts_that_do_not_fit(model, tmp_path):

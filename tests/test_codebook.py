@@ -4,6 +4,9 @@ import pytest
 import torch
 
 from hybridflow.codebook import Codebook
+from hybridflow.draws import Draws
+
+DRAWS = Draws(0, 0, torch.arange(1))
 
 
 @pytest.fixture
@@ -36,7 +39,7 @@ def test_quantising_gives_codewords_and_their_distance(codebook):
 def test_the_gradient_passes_straight_through(codebook):
     y = torch.randn(1, 4, 2, 2, requires_grad=True)
     weights = torch.randn(1, 4, 2, 2)
-    codes, _, commitment = codebook(y)
+    codes, _, commitment = codebook(y, DRAWS)
     (codes * weights).sum().backward()
     torch.testing.assert_close(y.grad, weights)
     y.grad = None
@@ -48,28 +51,28 @@ def test_the_gradient_passes_straight_through(codebook):
 def test_k_means_finds_the_clusters(codebook):
     centres = 10 * torch.randn(16, 4)
     vectors = (centres[:, None] + 0.1 * torch.randn(16, 100, 4)).flatten(0, 1)
-    codebook.start(vectors)
+    codebook.start(vectors, DRAWS)
     assert codebook.started
     own = torch.cdist(vectors, codebook.codewords).min(1).values.square().mean()
     random = torch.cdist(vectors, vectors[torch.randperm(len(vectors))[:16]]).min(1).values.square().mean()
     assert own < 0.7 * random
     before = codebook.codewords.clone()
-    codebook._follow(vectors, codebook.nearest(vectors))
+    codebook._follow(vectors, codebook.nearest(vectors), DRAWS)
     used = torch.bincount(codebook.nearest(vectors), minlength=16) > 0
     assert (codebook.codewords - before)[used].norm(dim=1).max() < 0.5  # k-means and averages agree
 
 
 def test_k_means_wants_enough_vectors(codebook):
     with pytest.raises(ValueError, match="16"):
-        codebook.start(torch.randn(15, 4))
+        codebook.start(torch.randn(15, 4), DRAWS)
 
 
 def test_codewords_follow_the_mean_of_what_chose_them(codebook):
-    codebook.start(torch.randn(400, 4))
+    codebook.start(torch.randn(400, 4), DRAWS)
     start = codebook.codewords.clone()
     target = start + 0.05
     for _ in range(400):
-        codebook(as_map(target.repeat(8, 1)))
+        codebook(as_map(target.repeat(8, 1)), DRAWS)
     assert (codebook.codewords - target).norm() < 0.1 * (start - target).norm()
 
 
@@ -77,7 +80,7 @@ def test_one_step_moves_by_the_decay(codebook):
     codebook.average_count.fill_(1)
     codebook.average_sum.copy_(codebook.codewords)
     first = codebook.codewords[3].clone()
-    codebook(as_map((first + 0.01).expand(1, 4)))
+    codebook(as_map((first + 0.01).expand(1, 4)), DRAWS)
     expected = (0.99 * first + 0.01 * (first + 0.01)) / (0.99 * 1 + 0.01 * 1)
     torch.testing.assert_close(codebook.codewords[3], expected)
 
@@ -86,7 +89,7 @@ def test_dead_codewords_restart_until_all_are_used(codebook):
     codebook.codewords[1:] += 100  # nothing will ever choose these
     codebook.average_sum.copy_(codebook.codewords)
     for _ in range(600):
-        codebook(as_map(torch.randn(256, 4)))
+        codebook(as_map(torch.randn(256, 4)), DRAWS)
     chosen = codebook.nearest(torch.randn(2000, 4))
     assert len(chosen.unique()) >= 15
 

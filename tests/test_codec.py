@@ -136,17 +136,17 @@ def test_a_file_of_another_checkpoint(codec, other_checkpoint_path, picture):
 def test_the_model_id_covers_what_makes_bits_and_nothing_else(checkpoint_path):
     model, _ = load_release(checkpoint_path)
     before = model_id(model)
-    for part in ("pixel_decoder", "correction", "predictor", "codebook_encoder", "continuous.analysis"):
+    for part in ("pixel_decoder", "correction", "predictor", "codebook_encoder", "continuous.analysis", "index_prior"):
         with torch.no_grad():
             next(model.get_submodule(part).parameters()).add_(0.1)
     model.codebook.average_count.add_(1)
     assert model_id(model) == before
     seen = {before}
     for name in (
-        "index_prior.step",
+        "index_prior.exact.step",
         "codebook.codewords",
-        "continuous.context.out.bias",
-        "continuous.hyper_synthesis.inward.weight",
+        "continuous.exact.out.bias",
+        "continuous.exact.inward.weight",
         "continuous.log_inverse_gain.anchors",
         "continuous.z_counts",
         "continuous.scale_counts",

@@ -14,14 +14,11 @@ from hybridflow.masking import SCHEDULES, region_grid
 from hybridflow.model import HybridFlow
 
 
-def counts(p):
-    s = p / p.max()
-    total = 0.0
-    for value in s:
-        total += value
-    c = 1 + np.floor(s / total * (2**20 - len(s))).astype(int)
-    c[np.argmax(c)] += 2**20 - c.sum()
-    return c
+def counts(weights):
+    weights = [int(weight) for weight in weights]
+    c = [1 + weight * (2**20 - len(weights)) // sum(weights) for weight in weights]
+    c[c.index(max(c))] += 2**20 - sum(c)
+    return np.array(c)
 
 
 class RangeDecoder:
@@ -75,30 +72,27 @@ class Reader:
 
     def _model_id(self):
         digest = hashlib.sha256()
-        named = ("codebook.codewords", "continuous.context.", "continuous.hyper_synthesis.", "index_prior.")
+        named = ("codebook.codewords", "continuous.exact.", "index_prior.exact.")
         named += ("continuous.log_inverse_gain.anchors", "continuous.scale_counts", "continuous.z_counts")
         for name in sorted(self.tensors):
             if name.startswith(named):
                 values = self.tensors[name]
-                digest.update(name.encode() + values.astype("<i4" if values.dtype.kind == "i" else "<f4").tobytes())
+                kind = {"int8": "i1", "int32": "<i4"}.get(values.dtype.name, "<f4")
+                digest.update(name.encode() + values.astype(kind).tobytes())
         return digest.digest()[:3]
 
-    def weights(self, name):
-        return self.tensors[name].astype(np.float64)
+    def integers(self, name):
+        return self.tensors[name].astype(int)
 
-    def conv(self, name, x):
-        kernel = self.weights(f"{name}.weight")
-        n = kernel.shape[-1]
-        _, h, w = x.shape
-        x = np.pad(x, ((0, 0), (n // 2, n // 2), (n // 2, n // 2)))
+    def layer(self, name, x, n=1, row=0):
+        """Totals of x (C,h,w)."""
+        (_, h, w), reach = x.shape, n // 2
+        padded = np.pad(x, ((0, 0), (reach, reach), (reach, reach)))
+        kernel = self.integers(f"{name}.weight").reshape(-1, len(x), n, n)
         taps = ((a, b) for a in range(n) for b in range(n))
-        out = sum(np.tensordot(kernel[:, :, a, b], x[:, a : a + h, b : b + w], 1) for a, b in taps)
-        return out + self.weights(f"{name}.bias")[:, None, None]
-
-    def q(self, name):
-        a, t = self.weights(f"{name}.anchors"), self.quality / 9
-        k = min(int(t), 6)
-        return (a[k] + (t - k) * (a[k + 1] - a[k]))[:, None, None]
+        sums = sum(np.tensordot(kernel[:, :, a, b], padded[:, a : a + h, b : b + w], 1) for a, b in taps)
+        multiplier, bias = self.integers(f"{name}.multiplier"), self.integers(f"{name}.bias")[row]
+        return sums * multiplier[:, None, None] + bias[:, None, None]
 
     def read(self, data):
         """-> z, y, sent, indices."""
@@ -129,24 +123,22 @@ class Reader:
         return np.array(values).reshape(-1, rows, columns)
 
     def _hyper_features(self, z):
-        part = "continuous.hyper_synthesis."
-        x = self.conv(part + "inward", z) + self.q(part + "quality")
-        x = shuffle(self.conv(part + "middle.1", relu(x)))
-        x = relu(self.conv(part + "middle.4", relu(x)))
-        return shuffle(self.conv(part + "outward.0", x))
+        part = "continuous.exact."
+        x = act(self.layer(part + "inward", np.clip(z, -127, 127), 3, self.quality))
+        x = act(shuffle(self.layer(part + "upward", x)))
+        return shuffle(self.layer(part + "outward", act(self.layer(part + "middle", x, 3))))
 
     def _y(self, features):
-        part, channels = "continuous.context.", self.size["latent_channels"]
+        part, channels = "continuous.exact.", self.size["latent_channels"]
         _, h, w = features.shape
         c, i, j = np.indices((channels, h, w))
         known = np.zeros((channels, h, w), int)
         for s in range(4):
-            x = self.conv(part + "known", known / 16) + self.conv(part + "features", features)
-            x += self.q(part + "quality") + self.weights(part + "step")[s][2 * (i[0] % 2) + j[0] % 2].transpose(2, 0, 1)
-            x = self.conv(part + "body.3", relu(self.conv(part + "body.1", relu(x))))
-            x = self.conv(part + "out", relu(x))
-            mean = np.rint(16 * x[:channels]).astype(int)
-            scale = np.clip(np.rint(16 * x[channels:] + 24), 0, 63).astype(int)
+            x = features + self.layer(part + "known", np.clip(known, -8191, 8191), 3, self.quality)
+            x = act(x + self.integers(part + "step")[s][2 * (i[0] % 2) + j[0] % 2].transpose(2, 0, 1))
+            x = act(self.layer(part + "second", act(self.layer(part + "first", x))))
+            x = rescale(self.layer(part + "out", x))
+            mean, scale = x[:channels], np.clip(x[channels:], 0, 63)
             mine = np.array([0, 3, 1, 2])[(c % 4 + s) % 4] == 2 * (i % 2) + j % 2
             for index, table in enumerate(self.tensors["continuous.scale_counts"]):
                 run = mine & (scale == index)
@@ -161,35 +153,39 @@ class Reader:
         if schedule < 4:
             return masks[schedule]
         rows, columns = -(-h // 6), -(-w // 6)
-        seen, regions = np.array([2.0, 2, 2, 2]), []
+        seen, regions = np.array([2, 2, 2, 2]), []
         for _ in range(rows * columns):
             regions.append(self.coder.symbol(counts(seen)))
             seen[regions[-1]] += 1
         return np.choose(np.reshape(regions, (rows, columns))[i // 6, j // 6], masks)
 
     def _indices(self, y, sent):
-        part, (h, w) = "index_prior.", sent.shape
-        x = relu(self.conv(part + "latent.0", y / 16))
-        features = self.conv(part + "latent.4", relu(self.conv(part + "latent.2", x))) + self.q(part + "quality")
+        part, (h, w) = "index_prior.exact.", sent.shape
+        x = act(self.layer(part + "first", np.clip(y, -8191, 8191), 3))
+        features = self.layer(part + "third", act(self.layer(part + "second", x)), 3, self.quality)
+        exponential = self.integers(part + "exponential")
         i, j = np.indices((h, w))
         even, odd = (i % 2 == 0) & (j % 2 == 0), (i % 2 == 1) & (j % 2 == 1)
         steps = np.where(even, (i // 2 + j // 2) % 2, np.where(odd, 2, 3))
         indices = np.zeros((h, w), int)
         for s in range(4):
             known = sent & (steps < s)
-            rows = self.weights(part + "embedding.weight")[indices] * known[..., None]
-            x = features + self.conv(part + "known", rows.transpose(2, 0, 1))
+            rows = self.integers(part + "embedding")[indices] * known[..., None]
+            around = self.layer(part + "known", rows.transpose(2, 0, 1), 5)
+            x = act(features + around + self.integers(part + "step")[s][:, None, None])
+            logits = rescale(self.layer(part + "out", act(self.layer(part + "hidden", x))))
             for a, b in np.argwhere(sent & (steps == s)):
-                hidden = relu(x[:, a, b] + self.weights(part + "step")[s])
-                hidden = relu(self.weights(part + "out.1.weight") @ hidden + self.weights(part + "out.1.bias"))
-                logits = self.weights(part + "out.3.weight") @ hidden + self.weights(part + "out.3.bias")
-                p = np.exp(logits - logits.max())
-                indices[a, b] = self.coder.symbol(counts(p / p.sum()))
+                below = logits[:, a, b].max() - logits[:, a, b]
+                indices[a, b] = self.coder.symbol(counts(np.append(exponential, 0)[np.minimum(below, 2048)]))
         return indices
 
 
-def relu(x):
-    return np.maximum(x, 0)
+def rescale(total):
+    return (total + 2**19) // 2**20
+
+
+def act(total):
+    return np.clip(rescale(total), 0, 127)
 
 
 def shuffle(x):

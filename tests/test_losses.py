@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from hybridflow.draws import Draws
 from hybridflow.losses import (
     GRID_WEIGHT,
     L1_WEIGHT,
@@ -14,6 +15,7 @@ from hybridflow.losses import (
     Distortion,
     bits,
     grid_strength,
+    masked_accuracy,
     masked_cross_entropy,
     rate_weight,
 )
@@ -67,6 +69,9 @@ def test_rate_weight_is_geometric_between_its_ends():
     assert (ratios < 1).all() and ratios.max() - ratios.min() < 1e-5
 
 
+DRAWS = Draws(0, 0, torch.arange(2))
+
+
 @pytest.fixture(scope="module")
 def distortion():
     return Distortion()
@@ -74,7 +79,7 @@ def distortion():
 
 def test_distortion_of_equal_images_is_zero(distortion):
     x = torch.rand(2, 3, 64, 64)
-    values, terms = distortion(x, x.clone())
+    values, terms = distortion(x, x.clone(), DRAWS)
     assert (values == 0).all() and all(term == 0 for term in terms.values())
 
 
@@ -82,7 +87,7 @@ def test_distortion_is_positive_weighted_and_differentiable(distortion):
     torch.manual_seed(0)
     x = torch.rand(2, 3, 64, 64)
     x_hat = (x + 0.1 * torch.randn_like(x)).requires_grad_()
-    values, terms = distortion(x, x_hat)
+    values, terms = distortion(x, x_hat, DRAWS)
     assert values.shape == (2,) and (values > 0).all()
     assert float(terms["l1"]) == pytest.approx(float((x - x_hat).detach().abs().mean()))
     expected = L1_WEIGHT * terms["l1"] + LPIPS_WEIGHT * terms["lpips"] + GRID_WEIGHT * terms["grid"]
@@ -96,7 +101,7 @@ def test_each_image_has_its_own_distortion(distortion):
     torch.manual_seed(0)
     x = torch.rand(2, 3, 64, 64)
     x_hat = torch.stack([x[0], x[1].flip(-1)])
-    values, _ = distortion(x, x_hat)
+    values, _ = distortion(x, x_hat, DRAWS)
     assert values[0] == 0 and values[1] > 0.5
 
 
@@ -106,8 +111,15 @@ def test_lpips_looks_at_every_phase_of_a_grid(distortion):
     x = torch.full((1, 3, 64, 64), 0.5)
     grid = x.clone()
     grid[..., ::4, ::4] += 0.3
-    seen = {round(float(distortion(x, grid)[1]["lpips"]), 5) for _ in range(12)}
+    seen = {round(float(distortion(x, grid, DRAWS)[1]["lpips"]), 5) for _ in range(12)}
     assert len(seen) > 3
+
+
+def test_accuracy_counts_masked_positions_only():
+    indices = torch.tensor([[[0, 1], [2, 3]]])
+    logits = torch.nn.functional.one_hot(torch.tensor([[[0, 1], [0, 0]]]), 4).permute(0, 3, 1, 2).float()
+    sent = torch.tensor([[[False, True], [False, True]]])
+    assert float(masked_accuracy(logits, indices, sent)) == 0.5
 
 
 @pytest.mark.parametrize("period", [2, 4, 8, 16])

@@ -7,9 +7,10 @@ from conftest import SMALL, random_model
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from hybridflow.checkpoint import TRAINING_ONLY
+from hybridflow.checkpoint import released
 from hybridflow.masking import UNIFORM_SCHEDULES, schedule_mask
 from hybridflow.model import HybridFlow
+from hybridflow.training.freeze import freeze
 
 
 @pytest.fixture(scope="module")
@@ -24,15 +25,14 @@ def image(batch=1, height=48, width=80):
 @pytest.mark.parametrize("preset, budget", [("tiny", 6e6), ("base", 33e6)])
 def test_parameters_stay_in_budget(preset, budget):
     weights = HybridFlow(preset).state_dict()
-    stored = sum(value.numel() for key, value in weights.items() if not key.startswith(TRAINING_ONLY))
+    stored = sum(value.numel() for key, value in weights.items() if released(key))
     assert 0.5 * budget < stored <= budget
 
 
 def test_tiny_stays_in_its_budget_of_operations():
     torch.manual_seed(0)
-    model = HybridFlow("tiny").eval()
-    model.update()
-    x = image(height=128, width=128)
+    model, x = HybridFlow("tiny"), image(height=128, width=128)
+    freeze(model, x)
     with sdpa_kernel(SDPBackend.MATH):  # the fused kernel is not counted
         with FlopCounterMode(display=False) as encoding:
             stream, _ = model.write(model.analyse(x), 31, "full")
@@ -122,11 +122,16 @@ def test_forward_shows_what_decompress_gives(model):
 
 def test_tables_are_baked_once():
     model = HybridFlow(SMALL).eval()
-    with pytest.raises(RuntimeError, match="update"):
-        model.probability()
     assert model.update() and not model.update()
     before = model.continuous.z_counts.clone()
     with torch.no_grad():
         model.continuous.entropy_bottleneck.matrices[0].add_(1)
     assert not model.update() and torch.equal(model.continuous.z_counts, before)
     assert model.update(force=True) and not torch.equal(model.continuous.z_counts, before)
+
+
+def test_bits_that_are_not_frozen_are_not_coded():
+    model = HybridFlow(SMALL).eval()
+    model.update()
+    with pytest.raises(RuntimeError, match="hybridflow freeze"):
+        model.probability()

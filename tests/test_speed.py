@@ -1,10 +1,13 @@
-"""The cost of parts: MACs counted by hand agree, and none is counted twice."""
+"""The cost of parts: MACs counted by hand agree, none is counted twice; growth, other codecs."""
 
+import json
+
+import pytest
 import torch
 from torch import nn
 
 from eval import speed as speeds
-from eval.speed import PROBABILITY, count_macs, main, speed, stored_numbers
+from eval.speed import attribute, by_size, count_macs, growth, main, speed, stored_numbers
 from hybridflow.image_io import read_image
 from hybridflow.model import HybridFlow
 from hybridflow.predictor import WindowAttention
@@ -48,19 +51,37 @@ def test_stored_numbers_are_parameters_and_buffers():
 
 def test_every_network_that_runs_has_a_row(codec, photos):
     parts = speed(codec, read_image(photos[0]).crop((0, 0, 64, 48)), 31, "1_4", repeats=1)["parts"]
-    assert set(parts) == {name for name, _ in codec.model.named_children()} | {PROBABILITY, "other", "total"}
-    assert parts[PROBABILITY]["parameters"] == 0
-    assert parts[PROBABILITY]["encode_kmac_per_pixel"] == parts[PROBABILITY]["decode_kmac_per_pixel"] > 0
+    assert set(parts) == {name for name, _ in codec.model.named_children()} | {"other", "total"}
+    assert parts["index_prior"]["encode_kmac_per_pixel"] == parts["index_prior"]["decode_kmac_per_pixel"] > 0
+    assert parts["continuous"]["encode_kmac_per_pixel"] > parts["continuous"]["decode_kmac_per_pixel"] > 0
     assert parts["pixel_decoder"]["decode_kmac_per_pixel"] > 0 == parts["pixel_decoder"]["encode_kmac_per_pixel"]
     assert parts["total"]["parameters"] == stored_numbers(codec.model)
 
 
-def test_the_command_measures_random_weights(codec, photos, monkeypatch, capsys):
+def test_a_meter_is_read_around_each_part():
+    part, seconds = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)), iter(range(100))
+    totals = attribute({"part": part}, lambda: part(torch.zeros(1, 2)), lambda: next(seconds))
+    assert totals == {"part": 3, "other": 2}  # read on entering each of three modules, on leaving the outer one
+
+
+def test_sizes_are_measured_and_growth_is_a_power(codec, photos):
+    rows = by_size(codec, read_image(photos[0]), [0.002, 0.01], (31, "1_4"), "cpu")
+    assert [round(row["width"] * row["height"] / 1e6, 3) for row in rows] == [0.002, 0.01]
+    assert all(row["encode_seconds"] > 0 for row in rows)
+    quadratic = [{"width": side, "height": 1, "seconds": side**2} for side in (10, 50)]
+    assert growth(quadratic, "seconds") == pytest.approx(2)
+
+
+def test_the_command_measures_random_weights(codec, photos, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(speeds, "PRESETS", {"small": codec.model.preset})
     monkeypatch.setattr(speeds, "HybridFlow", lambda preset: HybridFlow(speeds.PRESETS[preset]))
-    monkeypatch.setattr(speeds, "read_image", lambda path: read_image(path).crop((0, 0, 64, 48)))
-    threads = torch.get_num_threads()
-    assert main(["--random", "small", "--repeats", "1"]) == 0
+    monkeypatch.setattr(speeds, "read_image", lambda path: read_image(path).crop((0, 0, 64, 64)))
+    threads, output = torch.get_num_threads(), tmp_path / "speed.json"
+    command = ["--random", "small", "--repeats", "1", "--threads", "1", "--against", "mbt2018-mean"]
+    assert main([*command, "-o", str(output)]) == 0
     torch.set_num_threads(threads)
+    ours, peer = json.loads(output.read_text())["against"]
+    assert ours["encode_ratio"] == ours["decode_ratio"] == 1
+    assert peer["decode_ratio"] == pytest.approx(peer["decode_seconds"] / ours["decode_seconds"])
     printed = capsys.readouterr().out
-    assert "small, random weights" in printed and PROBABILITY in printed
+    assert "small, random weights" in printed and "index_prior" in printed

@@ -1,23 +1,34 @@
 """Training: every stage moves exactly its parts, learns, and goes on after a kill as if nothing had happened."""
 
+import dataclasses
 import io
 import json
+import subprocess
+import sys
 import tarfile
+from dataclasses import replace
+from importlib import resources
 
 import pytest
 import torch
+import yaml
 from conftest import SMALL, random_model
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from hybridflow.ablation import Ablations
 from hybridflow.cli import main
-from hybridflow.training.config import TrainConfig
-from hybridflow.training.data import PhotoSet
-from hybridflow.training.loop import Run
+from hybridflow.draws import Draws
+from hybridflow.errors import TrainingError
+from hybridflow.model import PRESETS
+from hybridflow.training.config import TrainConfig, load_config
+from hybridflow.training.data import Augmentation, PackedPhotos, PhotoSet, jitter_colour
+from hybridflow.training.freeze import freeze_weights
+from hybridflow.training.loop import Run, start_processes
 from hybridflow.training.stages import STAGES, Stage
+from hybridflow.training.streaming import StreamedPhotos
 
-CONFIG = TrainConfig(batch=2, crop=64, max_steps=3, warmup_steps=1)
+CONFIG = TrainConfig(batch=2, crop=64, max_steps=3, warmup_steps=1, log_steps=1)
 PARTS = {
     "tokenizer": {"codebook_encoder", "codebook", "pixel_decoder"},
     "continuous": {"continuous", "light_synthesis"},
@@ -25,7 +36,9 @@ PARTS = {
     "correction": {"correction"},
     "joint": {"continuous", "correction", "pixel_decoder", "predictor", "index_prior"},
     "refit": {"correction", "pixel_decoder", "predictor", "index_prior"},
+    "perceptual": {"correction", "pixel_decoder"},
 }
+ADVERSARIAL = replace(CONFIG, adversarial_weight=0.5, adversarial_from=0.3)
 
 
 @pytest.fixture(scope="module")
@@ -48,35 +61,28 @@ def photo_set(folder):
 
 
 @pytest.fixture(scope="module")
-def init(tmp_path_factory):
-    """Weights of every part, for a stage to start from."""
-    model = random_model(0)
-    model.codebook.started.fill_(True)
-    weights = model.state_dict() | Ablations(SMALL).state_dict()
-    path = tmp_path_factory.mktemp("init") / "weights.safetensors"
-    save_file({key: value.contiguous() for key, value in weights.items()}, path)
-    return path
+def init(every_part):
+    return every_part
 
 
 def start(stage, photo_set, out, init=None, config=CONFIG, resume=False):
-    return Run(stage, SMALL, config, photo_set, out, init, resume, "cpu")
+    return Run(stage, SMALL, config, photo_set, out, init, resume, start_processes("cpu"))
 
 
-def test_joint_training_keeps_the_streams_alone_for_ablations(photo_set, init, tmp_path):
+def test_correction_keeps_the_streams_alone_for_ablations(photo_set, init, tmp_path):
     weights = {key: v for key, v in load_file(init).items() if not key.startswith(("codebook_decoder", "continuous_"))}
-    save_file(weights, tmp_path / "correction.safetensors")
-    start("joint", photo_set, tmp_path, tmp_path / "correction.safetensors").train()
+    save_file(weights, tmp_path / "predictor.safetensors")
+    start("correction", photo_set, tmp_path, tmp_path / "predictor.safetensors").train()
     after = load_file(tmp_path / "weights.safetensors")
     for kept, source in (("codebook_decoder.", "pixel_decoder."), ("continuous_alone.", "continuous.")):
         for key, value in weights.items():
-            if key.startswith(source):
+            if key.startswith(source) and ".exact." not in key:
                 assert torch.equal(after[key.replace(source, kept, 1)], value)
 
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_each_stage_changes_exactly_its_parts(stage, photo_set, init, tmp_path):
     run = start(stage, photo_set, tmp_path, init)
-    run.log_every = 1
     run.train()
     before, after = load_file(init), load_file(tmp_path / "weights.safetensors")
     assert set(before) == set(after)
@@ -86,7 +92,7 @@ def test_each_stage_changes_exactly_its_parts(stage, photo_set, init, tmp_path):
     log = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert [record["step"] for record in log] == [1, 2, 3] and log[-1]["skipped"] == 0
     assert all(record["loss"] > 0 for record in log)
-    config = json.loads((tmp_path / "config.json").read_text())
+    config = yaml.safe_load((tmp_path / "config.yaml").read_text())
     assert config["stage"] == stage and config["batch"] == 2 and config["preset"]["num_codes"] == SMALL.num_codes
 
 
@@ -94,8 +100,31 @@ def test_each_stage_changes_exactly_its_parts(stage, photo_set, init, tmp_path):
 def test_every_weight_that_a_stage_trains_gets_a_gradient(stage, photo_set, init, tmp_path):
     run = start(stage, photo_set, tmp_path, init)
     run._step()
-    without = [name for name, p in run._trained() if p.grad is None and not name.endswith("quantiles")]
+    without = [name for name, p in run.trained["loss"].items() if p.grad is None]
     assert without == []
+
+
+@pytest.mark.parametrize("stage", ["tokenizer", "perceptual"])
+def test_a_discriminator_trains_beside_the_decoder_and_is_not_released(stage, photo_set, init, tmp_path):
+    run = start(stage, photo_set, tmp_path, init, ADVERSARIAL)
+    before = {name: p.detach().clone() for name, p in run.trained["judge"].items()}
+    assert before and not set(before) & set(run.trained["loss"])
+    run.train()
+    assert all(not torch.equal(p, before[name]) for name, p in run.trained["judge"].items())
+    assert set(load_file(tmp_path / "weights.safetensors")) == set(load_file(init))
+    log = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [record["fooling"] != 0 for record in log] == [False, True, True]
+    assert [record["judge"] > 0 for record in log] == [False, True, True]
+    assert all(record["judge_gradient"] > 0 for record in log[1:])
+
+    longer = start(stage, photo_set, tmp_path, init, replace(ADVERSARIAL, max_steps=4), resume=True)
+    after = {name: p.detach().clone() for name, p in longer.trained["judge"].items()}
+    assert all(torch.equal(p, after[name]) for name, p in run.trained["judge"].items())
+
+
+def test_a_discriminator_is_refused_where_none_can_be(photo_set, init, tmp_path):
+    with pytest.raises(TrainingError, match="adversarial_weight"):
+        start("joint", photo_set, tmp_path, init, ADVERSARIAL)
 
 
 def test_frozen_parts_stay_in_eval_mode(photo_set, init, tmp_path):
@@ -109,54 +138,62 @@ def test_a_stage_with_a_misspelt_part_is_refused(photo_set):
         trained = ("pixel_decoder", "predictr")
 
     with pytest.raises(AttributeError, match="predictr"):
-        Misspelt(random_model(0), Ablations(SMALL), CONFIG, photo_set, torch.Generator())
+        Misspelt(random_model(0), Ablations(SMALL), CONFIG, photo_set)
 
 
-def test_the_tokenizer_overfits_two_crops(crops, tmp_path):
-    for number, crop in enumerate(crops, 1):
-        crop.crop((0, 0, 64, 64)).save(tmp_path / f"{number}.png")
-    config = TrainConfig(batch=2, crop=64, max_steps=160, warmup_steps=5, learning_rate=5e-3, quantise_from=0.2)
-    run = start("tokenizer", PhotoSet(tmp_path, "train"), tmp_path, config=config)
-    run.log_every = 10
+def test_every_stage_overfits_two_pictures(tmp_path):
+    """Stage after stage, each from the one before; the loss falls at least to the share that stands here."""
+    steps_and_share = {
+        "tokenizer": (90, 0.5),
+        "continuous": (80, 0.75),
+        "predictor": (80, 0.75),
+        "correction": (60, 0.92),
+        "joint": (40, 0.85),
+        "refit": (50, 0.92),
+        "perceptual": (50, 0.95),
+    }
+    y, x = torch.meshgrid(torch.arange(64.0), torch.arange(64.0), indexing="ij")
+    disc = (x - 32) ** 2 + (y - 32) ** 2 < 400
+    picture = (255 * torch.stack([(x + y) / 128, (x / 8).sin() / 2 + 0.5, disc.float()], -1)).byte()
+    for number, pixels in enumerate((picture, 255 - picture.flip(0)), 1):
+        for folder, tiles in ("small", 1), ("large", 4):
+            (tmp_path / folder).mkdir(exist_ok=True)
+            Image.fromarray(pixels.repeat(tiles, tiles, 1).numpy()).save(tmp_path / folder / f"{number}.png")
+    photos, init = PhotoSet(tmp_path / "small"), None
+    assert set(steps_and_share) == set(STAGES)
+    for stage, (steps, share) in steps_and_share.items():
+        if stage == "refit":
+            freeze_weights(init, SMALL, tmp_path / "frozen.safetensors", PhotoSet(tmp_path / "large"))
+            init = tmp_path / "frozen.safetensors"
+        paces = {"warmup_steps": 5, "learning_rate": 5e-3, "quantise_from": 0.2, "relaxed_rate": 1.0, "log_steps": 5}
+        start(stage, photos, tmp_path / stage, init, TrainConfig(batch=2, crop=64, max_steps=steps, **paces)).train()
+        losses = [json.loads(line)["loss"] for line in (tmp_path / stage / "log.jsonl").read_text().splitlines()]
+        assert sum(losses[-2:]) < share * sum(losses[:2]), stage
+        init = tmp_path / stage / "weights.safetensors"
+
+
+def test_validation_measures_averaged_weights_and_keeps_the_best(photo_set, init, tmp_path):
+    config = dataclasses.replace(CONFIG, max_steps=40, validate_minutes=0, patience=3, learning_rate=1e-9)
+    crops = photo_set.centre_crops(2, 64)
+    run = Run("joint", SMALL, config, photo_set, tmp_path, init, False, start_processes("cpu"), crops)
+    name, parameter = next(iter(run.trained["loss"].items()))
+    places = run.average[name].data_ptr(), parameter.data_ptr()
     run.train()
-    losses = [json.loads(line)["loss"] for line in (tmp_path / "log.jsonl").read_text().splitlines()]
-    assert losses[-1] < 0.4 * losses[0]
-    assert run.stage.model.codebook.started
-
-
-class Killed(Exception):
-    pass
-
-
-@pytest.mark.parametrize("stage", ["tokenizer", "joint"])
-def test_a_killed_run_goes_on_bit_for_bit(stage, photo_set, init, tmp_path):
-    config = TrainConfig(batch=2, crop=64, max_steps=6, warmup_steps=2, save_minutes=0)
-    start(stage, photo_set, tmp_path / "straight", init, config).train()
-
-    run = start(stage, photo_set, tmp_path / "killed", init, config)
-    step = run._step
-
-    def step_until_killed():
-        if run.step == 3:
-            raise Killed
-        return step()
-
-    run._step = step_until_killed
-    with pytest.raises(Killed):
-        run.train()
-    resumed = start(stage, photo_set, tmp_path / "killed", config=config, resume=True)
-    assert resumed.step == 3
-    resumed.train()
-
-    straight, killed = (load_file(tmp_path / name / "weights.safetensors") for name in ("straight", "killed"))
-    assert set(straight) == set(killed)
-    assert [key for key in straight if not torch.equal(straight[key], killed[key])] == []
-    assert not list(tmp_path.rglob("*.partial"))
+    assert run.over and run.step < 40 and run.since_best == 3  # nothing is learned at that rate
+    assert (run.average[name].data_ptr(), parameter.data_ptr()) == places  # swapped, and swapped back
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    figures = [line for line in lines if line["group"] == "validation"]
+    assert figures[0]["bpp"] == pytest.approx(sum(figures[0][f"bpp_{part}"] for part in ("y", "z", "indices")))
+    assert figures[0]["psnr"] > 3 and figures[0]["lpips"] > 0 and min(line["loss"] for line in figures) == run.best
+    assert set(load_file(tmp_path / "best.safetensors")) == set(load_file(tmp_path / "weights.safetensors"))
+    assert any((tmp_path / "tensorboard").iterdir())
+    resumed = start("joint", photo_set, tmp_path, config=config, resume=True)
+    assert (resumed.best, resumed.since_best) == (run.best, 3)
 
 
 def test_averages_follow_the_weights(photo_set, init, tmp_path):
     run = start("correction", photo_set, tmp_path, init)
-    name, parameter = next(run._trained())
+    name, parameter = next(iter(run.trained["loss"].items()))
     first = parameter.detach().clone()
     run._step()
     decay = 1 / 10  # at step 0
@@ -165,27 +202,60 @@ def test_averages_follow_the_weights(photo_set, init, tmp_path):
 
 def test_a_step_without_finite_gradient_is_skipped(photo_set, init, tmp_path):
     run = start("correction", photo_set, tmp_path, init)
-    before = {name: p.detach().clone() for name, p in run._trained()}
+    before = {name: p.detach().clone() for name, p in run.trained["loss"].items()}
     loss = run.stage.loss
-    run.stage.loss = lambda x, progress: (loss(x, progress)[0] * float("nan"), {})
+    run.stage.loss = lambda x, draws, progress: (loss(x, draws, progress)[0] * float("nan"), {})
     run._step()
-    assert all(torch.equal(p, before[name]) for name, p in run._trained())
+    assert run.skipped == 1
+    assert all(torch.equal(p, before[name]) for name, p in run.trained["loss"].items())
+
+
+@pytest.mark.parametrize("module", ["accelerate", "tensorboard"])
+def test_what_is_not_installed_is_named(module, folder, tmp_path, monkeypatch, capsys):
+    for name in [name for name in sys.modules if name.startswith(("torch.utils.tensorboard", module))]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, module, None)
+    arguments = ["train", "correction", "--data", str(folder), "--out", str(tmp_path), "--set", "crop=64", "batch=1"]
+    assert main([*arguments, "--max-steps", "1"]) == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert module in error and 'pip install "hybridflow[train]"' in error
+
+
+def test_using_a_model_takes_nothing_that_only_training_needs():
+    code = "import sys, hybridflow.cli, hybridflow.codec; print(*sys.modules)"
+    modules = set(subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout.decode().split())
+    assert "torch" in modules and not modules & {"accelerate", "tensorboard", "webdataset", "hybridflow.training"}
 
 
 def test_lambda_starts_relaxed(photo_set):
-    stage = STAGES["continuous"](random_model(0), Ablations(SMALL), CONFIG, photo_set, torch.Generator())
+    stage = STAGES["continuous"](random_model(0), Ablations(SMALL), CONFIG, photo_set)
     quality = torch.tensor([0, 63])
     whole = stage.rate_weight(quality, 1.0)
     torch.testing.assert_close(stage.rate_weight(quality, 0.0), CONFIG.relaxed_rate * whole)
     torch.testing.assert_close(stage.rate_weight(quality, CONFIG.relaxed_until), whole)
 
 
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_stage_has_a_configuration_for_every_preset(stage, preset):
+    config = load_config(stage, preset, [])
+    sections = yaml.safe_load((resources.files("hybridflow.training") / "configs" / f"{preset}.yaml").read_text())
+    assert set(sections) == {"all", "plan", *STAGES}
+    for key, value in (sections["all"] | sections[stage]).items():
+        assert getattr(config, key) == value
+
+
 def test_settings_are_typed_and_unknown_ones_named(folder, tmp_path, capsys):
-    config = TrainConfig().override(["batch=4", "learning_rate=1e-4", "max_steps=7"])
-    assert (config.batch, config.learning_rate, config.max_steps) == (4, 1e-4, 7)
-    for setting, word in (("bacth=4", "bacth"), ("batch=four", "batch"), ("batch=1.5", "batch")):
-        with pytest.raises(ValueError, match=word):
-            TrainConfig().override([setting])
+    config = load_config("joint", "tiny", ["learning_rate=1e-4", "max_steps=null", "max_minutes=7", "compile=true"])
+    assert (config.batch, config.crop, config.learning_rate, config.max_steps) == (8, 192, 1e-4, None)
+    assert config.max_minutes == 7 and config.compile is True
+    impossible = ["bacth=4", "batch=four", "batch=1.5", "batch=0", "batch", "batch=[", "crop=100", "clip=0", "bf16=1"]
+    impossible += ["compile=yes!", "relaxed_until=1.5", "seed=true", "patience=0"]
+    impossible += ["learning_rate=.inf", "learning_rate=.nan"]
+    for setting in [*impossible, "max_steps=null"]:
+        with pytest.raises(TrainingError, match=setting.partition("=")[0]) as caught:
+            load_config("joint", "tiny", [setting])
+        assert "\n" not in str(caught.value)
     arguments = ["train", "tokenizer", "--data", str(folder), "--out", str(tmp_path / "run"), "--set", "bacth=4"]
     assert main(arguments) != 0
     assert "bacth" in capsys.readouterr().err and not (tmp_path / "run").exists()
@@ -195,7 +265,11 @@ def test_the_command_trains_resumes_and_says_where_photos_are_missing(folder, tm
     data = ["--data", str(folder)]
     common = ["train", "correction", *data, "--out", str(tmp_path / "run"), "--set", "batch=1", "crop=64"]
     assert main([*common, "--max-steps", "1"]) == 0
+    assert "2 steps" not in capsys.readouterr().out
+    assert main([*common, "--max-steps", "2"]) != 0
+    assert "--resume" in capsys.readouterr().err
     assert main([*common, "--max-steps", "2", "--resume"]) == 0
+    assert "2 steps" in capsys.readouterr().out
     assert torch.load(tmp_path / "run" / "state.pt", weights_only=True)["step"] == 2
     (tmp_path / "empty").mkdir()
     capsys.readouterr()
@@ -253,13 +327,12 @@ def test_broken_images_are_named_and_small_ones_left_out(crops, tmp_path):
 
 
 def test_a_folder_without_photos(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no validation photo"):
+    with pytest.raises(TrainingError, match="no validation photo"):
         PhotoSet(tmp_path, "validation")
 
 
 def test_crops_are_pieces_of_the_photos(photo_set):
-    generator = torch.Generator().manual_seed(0)
-    batch = photo_set.crops(32, 64, generator)
+    batch = photo_set.crops(64, Draws(0, 0, torch.arange(32)))
     assert batch.shape == (32, 3, 64, 64) and batch.min() >= 0 and batch.max() <= 1
     known = {
         photo[:, top : top + 64, left : left + 64].contiguous().numpy().tobytes()
@@ -270,8 +343,47 @@ def test_crops_are_pieces_of_the_photos(photo_set):
     straight = [(255 * crop).round().byte().numpy().tobytes() in known for crop in batch]
     mirrored = [(255 * crop).round().byte().flip(2).contiguous().numpy().tobytes() in known for crop in batch]
     assert all(a != b for a, b in zip(straight, mirrored)) and 4 < sum(mirrored) < 28
-    again = photo_set.crops(32, 64, torch.Generator().manual_seed(0))
-    assert torch.equal(again, batch) and not torch.equal(photo_set.crops(32, 64, generator), batch)
+    halves = [photo_set.crops(64, Draws(0, 0, torch.arange(a, a + 16))) for a in (0, 16)]
+    assert torch.equal(torch.cat(halves), batch)
+    assert not torch.equal(photo_set.crops(64, Draws(0, 1, torch.arange(32, 64))), batch)
+
+
+def test_photos_are_streamed_from_shards(crops, tmp_path):
+    files = {f"photos/{number:04}.png": encoded(crops[number % 2]) for number in range(48, 54)}
+    files["photos/0007.png"] = b"broken"
+    write_shard(tmp_path / "shard.tar", files)
+    stream = StreamedPhotos(tmp_path, min_side=64, workers=0, shuffled=4)
+    with pytest.warns(UserWarning, match="0007.png"):
+        batches = [stream.crops(64, Draws(0, step, torch.arange(8))) for step in range(8)]
+    assert stream.broken > 0 and all(batch.shape == (8, 3, 64, 64) for batch in batches)
+    with pytest.raises(TrainingError, match="no whole photo"):
+        StreamedPhotos(tmp_path, min_side=1000, workers=0).crops(64, Draws(0, 0, torch.arange(1)))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(TrainingError, match="streaming"):
+        StreamedPhotos(tmp_path / "empty")
+
+
+def test_down_scaling_averages_and_transposing_transposes(folder):
+    photos = PhotoSet(folder, "train")
+    ramp = torch.arange(128.0).expand(128, 128)
+    packed = PackedPhotos([torch.stack([ramp, ramp.T, ramp], -1).byte().numpy()])
+    chosen, draws = torch.zeros(64, dtype=torch.int64), Draws(0, 0, torch.arange(64))
+    for crop in 255 * packed.crop(chosen, 64, draws, Augmentation(transpose=0.5, downscale=2.0)):
+        across, down = crop[0].diff(dim=1).mean(), crop[1].diff(dim=0).mean()
+        steps = torch.stack([across, down]) if across.abs() > 0.5 else torch.stack([crop[0].diff(dim=0).mean()])
+        assert ((steps.abs() > 0.98) & (steps.abs() < 2.02)).all()
+    transposed = packed.crop(chosen, 64, draws, Augmentation(transpose=1.0))
+    plain = packed.crop(chosen, 64, Draws(0, 0, torch.arange(64)), Augmentation())
+    assert (transposed[:, 0].diff(dim=2) == 0).all() and (plain[:, 0].diff(dim=1) == 0).all()
+    assert photos.crops(64, draws).is_contiguous(memory_format=torch.channels_last)
+
+
+def test_colour_jitter_is_by_sample_and_bounded():
+    x, draws = torch.rand(16, 3, 8, 8), Draws(0, 0, torch.arange(16))
+    changed = jitter_colour(x, 0.2, draws)
+    assert changed.min() >= 0 and changed.max() <= 1 and (changed - x).abs().max() < 0.6
+    assert len({round(float(d), 6) for d in (changed - x).mean((1, 2, 3))}) == 16
+    torch.testing.assert_close(jitter_colour(x, 0.0, draws), x)
 
 
 def test_centre_crops_are_the_same_every_time(photo_set):

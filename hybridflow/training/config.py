@@ -1,7 +1,23 @@
-"""One typed configuration for every stage."""
+"""One typed configuration for every stage: `configs/PRESET.yaml`, then what the command line sets."""
 
 import dataclasses
 from dataclasses import dataclass
+from importlib import resources
+from typing import Any
+
+import yaml
+
+from hybridflow.errors import TrainingError
+
+
+_LARGE = 1e9
+_REAL = (float, float | None)
+
+
+def _setting(default: Any, least: float = 0, most: float = _LARGE, above: float = -1, multiple: int = 1) -> Any:
+    """A field whose numbers lie in [least, most] and over `above`; integers are multiples of `multiple`."""
+    bounds = {"least": least, "most": most, "above": above, "multiple": multiple}
+    return dataclasses.field(default=default, metadata=bounds)
 
 
 @dataclass(frozen=True)
@@ -9,50 +25,126 @@ class TrainConfig:
     """How a stage is trained.
 
     Attributes:
-        batch, crop: crops a step, and their side in pixels (a multiple of 64).
+        batch, crop: crops a step, over all processes, and their side in pixels (a multiple of 64).
+        accumulate: parts that a process takes its share of the batch in, one after the other, to save memory.
         learning_rate: peak, reached after `warmup_steps`, then cosine down to a hundredth.
-        max_minutes: clock of the stage, earlier calls of a resumed run counted; it also paces the schedule unless
-            `max_steps` is given.
+        max_minutes, max_steps: the stage ends when either is reached, earlier calls of a resumed run counted; the
+            schedule is paced by the steps if they are given, else by the minutes.
         relaxed_rate, relaxed_until: lambda starts at this share of itself and grows, geometrically, until it is whole
             after this share of the stage.
         commitment_weight, quantise_from: of the tokenizer; the quantiser joins after this share of the stage.
+        adversarial_weight, adversarial_from: of a discriminator in the tokenizer and perceptual stages, over the weight
+            at which it pulls as the distortion does; it joins after this share of the stage.
         index_weight: of predictor and index prior bits in the joint stages.
         ema_decay: of the averaged weights that are evaluated and exported.
         clip: largest gradient norm.
+        bf16: networks run in bfloat16 (autocast), else in float32.
+        compile: compile the parts by torch.compile.
+        transpose: share of the crops that are transposed; half of all are mirrored in any case.
+        downscale: half of the crops are down-scaled at random by up to this factor.
+        jitter: brightness, contrast and saturation change by up to this share.
+        streaming: read tar shards again and again instead of holding every photo in memory.
+        validate_minutes, validation_crops: between two validations, and how many crops of held-out photos they see.
+        patience: stop after so many validations without a better one; none if null.
         save_minutes: between two saves of the full state.
+        log_steps: steps that a line of the log averages over.
+        seed: of everything random.
     """
 
-    batch: int = 16
-    crop: int = 128
-    learning_rate: float = 1e-3
-    warmup_steps: int = 200
-    max_minutes: float = 10.0
-    max_steps: int | None = None
-    relaxed_rate: float = 0.03
-    relaxed_until: float = 0.4
-    commitment_weight: float = 0.25
-    quantise_from: float = 0.12
-    index_weight: float = 0.02
-    ema_decay: float = 0.998
-    clip: float = 1.0
-    save_minutes: float = 3.0
-    seed: int = 0
+    batch: int = _setting(16, least=1)
+    crop: int = _setting(128, least=64, multiple=64)
+    accumulate: int = _setting(1, least=1)
+    learning_rate: float = _setting(1e-3, above=0)
+    warmup_steps: int = _setting(200)
+    max_minutes: float | None = _setting(None, above=0)
+    max_steps: int | None = _setting(None, least=1)
+    relaxed_rate: float = _setting(0.03, above=0, most=1)
+    relaxed_until: float = _setting(0.4, most=1)
+    commitment_weight: float = _setting(0.25)
+    quantise_from: float = _setting(0.12, most=1)
+    adversarial_weight: float = _setting(0.0)
+    adversarial_from: float = _setting(0.7, most=1)
+    index_weight: float = _setting(0.02)
+    ema_decay: float = _setting(0.998, most=1)
+    clip: float = _setting(1.0, above=0)
+    bf16: bool = _setting(True)
+    compile: bool = _setting(False)
+    transpose: float = _setting(0.0, most=1)
+    downscale: float = _setting(1.0, least=1)
+    jitter: float = _setting(0.0, most=1)
+    streaming: bool = _setting(False)
+    validate_minutes: float = _setting(5.0)
+    validation_crops: int = _setting(32, least=1)
+    patience: int | None = _setting(None, least=1)
+    save_minutes: float = _setting(3.0)
+    log_steps: int = _setting(50, least=1)
+    seed: int = _setting(0)
 
-    def override(self, settings: list[str]) -> "TrainConfig":
-        """Apply "key=value" strings.
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            _check(field, getattr(self, field.name))
+        if self.max_minutes is None and self.max_steps is None:
+            raise TrainingError("max_steps and max_minutes are both null: a stage needs an end, set one")
 
-        Raises:
-            ValueError: a key that does not exist or a value of the wrong type; the message names the key.
-        """
-        types = {field.name: field.type for field in dataclasses.fields(self)}
-        changes = {}
-        for setting in settings:
-            key, _, value = setting.partition("=")
-            if key not in types:
-                raise ValueError(f"unknown setting {key!r}: choose one of {', '.join(types)}")
-            convert = float if types[key] is float else int
-            try:
-                changes[key] = convert(value)
-            except ValueError:
-                raise ValueError(f"{key} wants a number, got {value!r}") from None
-        return dataclasses.replace(self, **changes)
+
+SETTINGS = {field.name: field.type for field in dataclasses.fields(TrainConfig)}
+
+
+def load_config(stage: str, preset: str, settings: list[str]) -> TrainConfig:
+    """The configuration of a stage for a preset that is shipped, with "key=value" strings applied to it.
+
+    Raises:
+        TrainingError: a key that does not exist or a value that cannot be; the message names the key.
+    """
+    sections = _sections(preset)
+    chosen = dict(_parse(setting) for setting in settings)
+    return TrainConfig(**_typed(sections["all"] | sections[stage] | chosen))
+
+
+def load_plan(preset: str) -> tuple[float, dict[str, float]]:
+    """Minutes of a campaign for a preset that is shipped, and the share of them of each stage, in order."""
+    plan = _sections(preset)["plan"]
+    return plan["minutes"], plan["shares"]
+
+
+def _sections(preset: str) -> dict[str, Any]:
+    return yaml.safe_load((resources.files("hybridflow.training") / "configs" / f"{preset}.yaml").read_text())
+
+
+def _parse(setting: str) -> tuple[str, Any]:
+    key, equals, value = setting.partition("=")
+    try:
+        return key, yaml.safe_load(value) if equals else None
+    except yaml.YAMLError:
+        return key, value
+
+
+def _typed(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings, numbers of real ones made float where YAML takes them for a text, as it does 1e-3."""
+    for key in settings:
+        if key not in SETTINGS:
+            raise TrainingError(f"unknown setting {key!r}: choose one of {', '.join(SETTINGS)}")
+    return {key: _as_float(value) if SETTINGS[key] in _REAL else value for key, value in settings.items()}
+
+
+def _as_float(value: Any) -> Any:
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
+
+
+def _check(field: dataclasses.Field, value: Any) -> None:
+    kind, bounds = field.type, field.metadata
+    accepted = kind | int if kind in _REAL else kind
+    if not isinstance(value, accepted) or isinstance(value, bool) != (kind is bool):
+        name = {bool: "true or false", int: "an integer", float: "a number"}.get(kind, "a number or null")
+        raise TrainingError(f"{field.name} wants {name}, got {value!r}")
+    if value is None or kind is bool:
+        return
+    inside = bounds["above"] < value and bounds["least"] <= value <= bounds["most"]
+    if not inside or bounds["multiple"] > 1 and value % bounds["multiple"]:
+        wanted = [f"at least {bounds['least']}"] if bounds["above"] < 0 else [f"over {bounds['above']}"]
+        wanted += [f"at most {bounds['most']}"] if bounds["most"] < _LARGE else []
+        wanted += [f"a multiple of {bounds['multiple']}"] if bounds["multiple"] > 1 else []
+        raise TrainingError(f"{field.name} must be {', '.join(wanted)}, got {value}")

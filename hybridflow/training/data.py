@@ -6,18 +6,30 @@ import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
+
+from hybridflow.draws import Draws
+from hybridflow.errors import TrainingError
 
 VALIDATION_STRIDE = 50
 """Images whose number is a multiple of this are the validation split: never trained on."""
 
 AREA_POWER = 1.5
 """A photo's chance goes by its area to this power: large photos, as smooth as those that users bring, are few."""
+
+
+def in_split(name: str, split: str) -> bool:
+    """Whether the image of that file name is of the split, "train" or "validation"."""
+    digits = "".join(c for c in Path(name).stem if c.isdigit())
+    held_out = digits != "" and int(digits) % VALIDATION_STRIDE == 0
+    return held_out == (split == "validation")
 
 
 def _files(folder: Path) -> Iterator[tuple[str, bytes]]:
@@ -31,7 +43,8 @@ def _files(folder: Path) -> Iterator[tuple[str, bytes]]:
             yield path.name, path.read_bytes()
 
 
-def _decode(named: tuple[str, bytes]) -> tuple[str, np.ndarray | None]:
+def decode_photo(named: tuple[str, bytes]) -> tuple[str, np.ndarray | None]:
+    """A file's name and bytes -> its name and pixels (H,W,3) uint8, or None if it is broken."""
     name, data = named
     try:
         with Image.open(io.BytesIO(data)) as image:
@@ -40,8 +53,85 @@ def _decode(named: tuple[str, bytes]) -> tuple[str, np.ndarray | None]:
         return name, None
 
 
-class PhotoSet:
-    """Every photo of a folder of images or tar shards, as uint8 (3,H,W) tensors on `device`.
+def name_broken(names: list[str]) -> None:
+    """Warn of images that were skipped."""
+    if names:
+        warnings.warn(f"skipped {len(names)} broken images: {', '.join(names)}", stacklevel=3)
+
+
+class Augmentation(NamedTuple):
+    """How crops are varied, beside mirroring half of them: see `TrainConfig`."""
+
+    transpose: float = 0.0
+    downscale: float = 1.0
+    jitter: float = 0.0
+
+
+class PackedPhotos:
+    """Photos one after the other in one uint8 tensor (pixels,3), so that a batch of crops is one look-up.
+
+    Args:
+        photos: (H,W,3) uint8 arrays; emptied, so that no photo is in memory twice.
+        device: where the pixels are kept.
+    """
+
+    def __init__(self, photos: list[np.ndarray], device: torch.device | str = "cpu") -> None:
+        shapes = torch.tensor([photo.shape[:2] for photo in photos])
+        areas = shapes.prod(1)
+        self.pixels = torch.empty(int(areas.sum()), 3, dtype=torch.uint8, device=device)
+        self.photos: list[Tensor] = []
+        """Views (3,H,W)."""
+        offsets = areas.cumsum(0) - areas
+        for offset in offsets.tolist():
+            photo = torch.from_numpy(photos.pop(0))
+            view = self.pixels[offset : offset + photo.shape[0] * photo.shape[1]].view(photo.shape)
+            self.photos.append(view.copy_(photo).permute(2, 0, 1))
+        self._heights, self._widths = shapes.to(device).unbind(1)
+        self._offsets = offsets.to(device)
+
+    @property
+    def device(self) -> torch.device:
+        return self.pixels.device
+
+    def crop(self, chosen: Tensor, size: int, draws: Draws, augmentation: Augmentation) -> Tensor:
+        """Random crops (B,3,size,size) in [0,1], in channels-last memory, of the photos (B,) int64 `chosen`.
+
+        Down-scaled pixels are means of 2x2 samples: exact for factors of 1 and 2.
+        """
+        heights, widths = self._heights[chosen], self._widths[chosen]
+        top, left, mirrored, transposed, scaled, factor = draws.uniform(6).unbind(1)
+        most = (torch.minimum(heights, widths) / size).clamp(max=augmentation.downscale)
+        scale = torch.where(scaled < 0.5, 1 + factor * (most - 1), 1.0)
+        samples = 1 if augmentation.downscale == 1 else 2
+        steps = (torch.arange(samples * size, device=chosen.device) + 0.5) / samples
+        window = scale * size
+        rows = _positions(top * (heights - window + 1), scale, steps, heights)
+        columns = _positions(left * (widths - window + 1), scale, steps, widths)
+        columns = torch.where(mirrored[:, None] < 0.5, columns.flip(1), columns)
+        rows = rows * widths[:, None] + self._offsets[chosen, None]
+        swapped = transposed[:, None] < augmentation.transpose
+        down, across = torch.where(swapped, columns, rows), torch.where(swapped, rows, columns)
+        pixels = self.pixels[down[:, :, None] + across[:, None, :]].permute(0, 3, 1, 2)
+        crops = (F.avg_pool2d(pixels.float(), samples) if samples > 1 else pixels.float()).div_(255)
+        return jitter_colour(crops, augmentation.jitter, draws) if augmentation.jitter else crops
+
+
+def _positions(start: Tensor, scale: Tensor, steps: Tensor, length: Tensor) -> Tensor:
+    """Nearest positions (B,n) int64, in 0..length-1, of `steps` (n,) scaled by (B,) and moved by (B,) whole pixels."""
+    moved = start.floor()[:, None] + scale[:, None] * steps
+    return torch.minimum(moved.long(), length[:, None] - 1)
+
+
+def jitter_colour(x: Tensor, strength: float, draws: Draws) -> Tensor:
+    """Images (B,3,H,W) in [0,1], each with brightness, contrast and saturation changed by up to `strength`."""
+    brightness, contrast, saturation = (1 + strength * (2 * draws.uniform(3, 1, 1, 1) - 1)).unbind(1)
+    x = brightness * x
+    x = torch.lerp(x.mean((1, 2, 3), keepdim=True), x, contrast)
+    return torch.lerp(x.mean(1, keepdim=True), x, saturation).clamp(0, 1)
+
+
+class PhotoSet(PackedPhotos):
+    """Every photo of a split of a folder of images or tar shards, decoded in parallel.
 
     A broken image is skipped, counted and named in a warning.
 
@@ -52,46 +142,40 @@ class PhotoSet:
         min_side: smaller photos are left out.
 
     Raises:
-        FileNotFoundError: the folder holds no photo of the split.
+        TrainingError: the folder holds no photo of the split.
     """
 
-    def __init__(self, folder: str | Path, split: str, device: str = "cpu", min_side: int = 1) -> None:
-        def wanted(name: str) -> bool:
-            digits = "".join(c for c in Path(name).stem if c.isdigit())
-            held_out = digits != "" and int(digits) % VALIDATION_STRIDE == 0
-            return held_out == (split == "validation")
-
-        self.photos: list[Tensor] = []
-        broken = []
+    def __init__(
+        self,
+        folder: str | Path,
+        split: str = "train",
+        device: torch.device | str = "cpu",
+        min_side: int = 1,
+        augmentation: Augmentation = Augmentation(),
+    ) -> None:
+        photos, broken = [], []
         with ThreadPoolExecutor() as pool:
-            files = (named for named in _files(Path(folder)) if wanted(named[0]))
-            for name, pixels in tqdm(pool.map(_decode, files), desc=f"decoding {split} photos", unit=" photos"):
+            files = (named for named in _files(Path(folder)) if in_split(named[0], split))
+            bar = tqdm(pool.map(decode_photo, files), desc=f"decoding {split} photos", unit=" photos", mininterval=5)
+            for name, pixels in bar:
                 if pixels is None:
                     broken.append(name)
                 elif min(pixels.shape[:2]) >= min_side:
-                    self.photos.append(torch.from_numpy(pixels).permute(2, 0, 1).contiguous().to(device))
-        if broken:
-            warnings.warn(f"skipped {len(broken)} broken images: {', '.join(broken)}", stacklevel=2)
-        if not self.photos:
-            raise FileNotFoundError(f"{folder}: no {split} photo found (looked for .tar shards and image files)")
-        areas = torch.tensor([photo[0].numel() for photo in self.photos], dtype=torch.float64)
-        chance = areas**AREA_POWER
+                    photos.append(pixels)
+        name_broken(broken)
+        if not photos:
+            wanted = f"no {split} photo of at least {min_side} pixels a side"
+            raise TrainingError(f"{folder}: {wanted}: name a folder of .tar shards or images")
+        super().__init__(photos, device)
+        self.augmentation = augmentation
+        chance = (self._heights * self._widths).double() ** AREA_POWER
         self._cumulative_chance = chance.cumsum(0) / chance.sum()
 
-    def crops(self, batch: int, size: int, generator: torch.Generator) -> Tensor:
-        """Random crops (batch,3,size,size) in [0,1], mirrored half of the time, of photos with sides of at
-        least `size` (see `min_side`).
-        """
-        rolls = torch.rand(batch, 4, generator=generator, dtype=torch.float64)
-        crops = []
-        for photo_roll, top_roll, left_roll, mirror_roll in rolls.tolist():
-            index = int(torch.searchsorted(self._cumulative_chance, photo_roll))
-            photo = self.photos[min(index, len(self.photos) - 1)]
-            top = int(top_roll * (photo.shape[1] - size + 1))
-            left = int(left_roll * (photo.shape[2] - size + 1))
-            crop = photo[:, top : top + size, left : left + size]
-            crops.append(crop.flip(2) if mirror_roll < 0.5 else crop)
-        return torch.stack(crops).float().div_(255)
+    def crops(self, size: int, draws: Draws) -> Tensor:
+        """Random crops (B,3,size,size) in [0,1], in channels-last memory, of photos with sides of at least `size` (see
+        `min_side`)."""
+        chosen = torch.searchsorted(self._cumulative_chance, draws.uniform().double())
+        return self.crop(chosen.clamp(max=len(self.photos) - 1), size, draws, self.augmentation)
 
     def centre_crops(self, count: int, size: int) -> Tensor:
         """The first `count` photos' centres (count,3,size,size) in [0,1]: a fixed set to validate on."""
@@ -100,3 +184,13 @@ class PhotoSet:
             top, left = (photo.shape[1] - size) // 2, (photo.shape[2] - size) // 2
             crops.append(photo[:, top : top + size, left : left + size])
         return torch.stack(crops).float().div_(255)
+
+
+def validation_crops(folder: str | Path, count: int, size: int) -> Tensor | None:
+    """At most `count` crops (N,3,size,size) in [0,1] of the validation split, always the same; None, and a warning, if
+    there is no photo for it."""
+    try:
+        return PhotoSet(folder, "validation", min_side=size).centre_crops(count, size)
+    except TrainingError as error:
+        warnings.warn(f"{error}; training goes on without validation", stacklevel=2)
+        return None

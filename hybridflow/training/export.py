@@ -1,4 +1,4 @@
-"""From a run's weights to a released checkpoint: tables baked, operating points chosen, half precision."""
+"""From a run's weights to a released checkpoint: bits frozen, operating points chosen, floats in half precision."""
 
 import json
 from pathlib import Path
@@ -9,13 +9,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from hybridflow.ablation import Ablations
-from hybridflow.checkpoint import load_parts, model_id, save_half, save_release
+from hybridflow.checkpoint import load_parts, model_id, save_ablation, save_release
 from hybridflow.container import QUALITIES
 from hybridflow.losses import L1_WEIGHT, LPIPS_WEIGHT
 from hybridflow.masking import UNIFORM_SCHEDULES
 from hybridflow.metrics import load_lpips
 from hybridflow.model import HybridFlow
 from hybridflow.training.data import PhotoSet
+from hybridflow.training.freeze import COUNT, freeze
 
 PROBED_QUALITIES = range(0, QUALITIES, 9)
 SIDE = 256
@@ -65,7 +66,8 @@ def _distortion(x: Tensor, x_hat: Tensor, lpips: torch.nn.Module) -> float:
 
 
 def export(weights: Path, preset: str, out: Path, name: str, photos: PhotoSet, count: int = 24) -> tuple[Path, Path]:
-    """Write `NAME.safetensors`, all that encodes and decodes, and `NAME-ablation.safetensors`, the baselines.
+    """Write `NAME.safetensors`, all that encodes and decodes, and `NAME-ablation.safetensors`, which comparisons and
+    training need. What is not frozen yet, the index prior after `refit` at least, is frozen here.
 
     Args:
         weights: safetensors of a run.
@@ -77,10 +79,11 @@ def export(weights: Path, preset: str, out: Path, name: str, photos: PhotoSet, c
     model = HybridFlow(preset)
     ablations = Ablations(model.preset)
     load_parts(weights, model, ablations)
-    model.update(force=True)
+    freeze(model, photos.centre_crops(COUNT, SIDE))
     model.half().float().eval()  # the points are chosen for what will be loaded
     points = choose_operating_points(model, photos, count)
+    out.mkdir(parents=True, exist_ok=True)
     released, ablation = out / f"{name}.safetensors", out / f"{name}-ablation.safetensors"
     save_release(released, model, {"operating_points": json.dumps(points), "model_id": model_id(model).hex()})
-    save_half(ablation, ablations.state_dict())
+    save_ablation(ablation, model, ablations)
     return released, ablation

@@ -1,40 +1,73 @@
-"""The loop that every stage runs in: clock, schedule, averaged weights, saves, resume."""
+"""The loop that every stage runs in: clock, schedule, averaged weights, saves, resume, one process or many."""
 
 import json
 import math
-import os
+import signal
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
+import yaml
 from safetensors.torch import save_file
-from torch import Tensor
-from tqdm import tqdm
+from torch import Tensor, nn
 
 from hybridflow.ablation import Ablations
 from hybridflow.checkpoint import load_parts
+from hybridflow.distributed import mean_over_processes
+from hybridflow.draws import Draws
+from hybridflow.errors import TrainingError
 from hybridflow.model import HybridFlow, Preset
 from hybridflow.training.config import TrainConfig
 from hybridflow.training.data import PhotoSet
+from hybridflow.training.extra import needed
+from hybridflow.training.journal import Journal
+from hybridflow.training.saving import replace_atomically
 from hybridflow.training.stages import STAGES
+from hybridflow.training.validation import validate
 
 
-def _replace(path: Path, write) -> None:
-    """Write beside `path`, then take its place: a kill in the middle leaves the last good file."""
-    partial = path.with_name(path.name + ".partial")
-    write(partial)
-    os.replace(partial, path)
+def start_processes(device: str) -> Any:
+    """Accelerate's `Accelerator` of this process, on "cpu" or "cuda".
+
+    Raises:
+        TrainingError: Accelerate is not installed, or there is no such device.
+    """
+    accelerate = needed("accelerate")
+    if device not in ("cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):
+        raise TrainingError(f"there is no device {device!r} here: choose cpu, or cuda where there is a GPU")
+    return accelerate.Accelerator(cpu=device == "cpu", mixed_precision="no")
 
 
 class Run:
     """One stage's training run in a folder of its own.
 
-    Leaves `config.json`, `log.jsonl` (a line every `log_every` steps), `state.pt` (all that `resume` needs) and
-    `weights.safetensors` (averaged weights of every part, model and ablations).
-    """
+    Leaves `config.yaml`, `log.jsonl` and TensorBoard's files, `state.pt` (all that `resume` needs),
+    `weights.safetensors` (averaged weights of every part, model and ablations) and `best.safetensors` (the same, of the
+    best validation).
 
-    log_every = 50
+    Every random number comes of the step and the sample's number (see `Draws`), so the state holds no generator, a
+    resumed run does what an unbroken one would, and so does one that is split over processes.
+
+    Args:
+        stage: a name of `STAGES`.
+        preset: a name of `PRESETS`, or sizes of your own.
+        photos: what `crops` are taken of.
+        init: safetensors, or a folder of them, whose parts to start from.
+        resume: go on from the folder's `state.pt`.
+        accelerator: from `start_processes`.
+        validation: crops (N,3,H,W) in [0,1] to validate on; none if there is nothing to validate on.
+        minutes: how long the stage was trained before, if `init` holds what it left but its full state is lost.
+
+    Attributes:
+        measured: figures of the last validation.
+
+    Raises:
+        TrainingError: the folder holds another run, or none to resume, or the batch does not split.
+    """
 
     def __init__(
         self,
@@ -45,30 +78,51 @@ class Run:
         out: Path,
         init: Path | None,
         resume: bool,
-        device: str,
+        accelerator: Any,
+        validation: Tensor | None = None,
+        minutes: float = 0.0,
     ) -> None:
+        self.config, self.photos, self.out, self.accelerator = config, photos, out, accelerator
+        self.device = accelerator.device
+        self.validation = None if validation is None else validation.to(self.device)
+        self.share = config.batch // (config.accumulate * accelerator.num_processes)
+        if self.share * config.accumulate * accelerator.num_processes != config.batch:
+            parts = f"{accelerator.num_processes} processes x accumulate={config.accumulate}"
+            raise TrainingError(f"batch={config.batch} cannot be split over {parts}: choose a multiple")
+        _check_folder(out, resume)
         torch.manual_seed(config.seed)
-        self.config, self.photos, self.out, self.device = config, photos, out, device
-        self.generator = torch.Generator().manual_seed(config.seed)
         model = HybridFlow(preset)
         ablations = Ablations(model.preset)
         loaded = load_parts(init, model, ablations) if init is not None else set()
-        self.stage = STAGES[stage](model, ablations, config, photos, self.generator)
-        self.step, self.minutes = 0, 0.0
-        out.mkdir(parents=True, exist_ok=True)
-        record = {"stage": stage, "preset": preset} | asdict(config)
-        (out / "config.json").write_text(json.dumps(record, indent=1, default=asdict))
-        if not resume:
+        self.stage = STAGES[stage](model, ablations, config, photos)
+        if not resume and minutes == 0:
             self.stage.begin(loaded)
-        self.stage.to(device, memory_format=torch.channels_last).train()
-        parameters = [p for p in self.stage.parameters() if p.requires_grad]
-        self.optimiser = torch.optim.AdamW(parameters, config.learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
-        self.average = {name: p.detach().clone() for name, p in self._trained()}
+        self.stage.to(self.device, memory_format=torch.channels_last).train()
+        self.trained = {turn: self.stage.parameters_of(turn) for turn in self.stage.turns}
+        self.optimisers = {
+            turn: torch.optim.AdamW(parameters.values(), config.learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
+            for turn, parameters in self.trained.items()
+        }
+        self.average = {name: p.detach().clone() for name, p in self.trained["loss"].items()}
+        self.step, self.minutes, self.skipped = 0, minutes, 0
+        self.best, self.since_best = math.inf, 0
+        self.totals: dict[str, float] = {}
+        self.measured: dict[str, float] = {}
         if resume:
-            self._load()
-
-    def _trained(self):
-        return ((name, p) for name, p in self.stage.named_parameters() if p.requires_grad)
+            self._load(stage)
+        if accelerator.is_main_process:
+            out.mkdir(parents=True, exist_ok=True)
+            sizes = preset if isinstance(preset, str) else json.loads(json.dumps(asdict(preset)))
+            record = {"stage": stage, "preset": sizes} | asdict(config)
+            text = yaml.safe_dump(record, sort_keys=False)
+            replace_atomically(out / "config.yaml", lambda path: path.write_text(text))
+        if config.compile:
+            for part in (*model.children(), *ablations.children()):
+                part.compile()
+        accelerator.ddp_handler = needed("accelerate").DistributedDataParallelKwargs(
+            broadcast_buffers=False, find_unused_parameters=len(self.stage.turns) > 1
+        )
+        self.parallel = accelerator.prepare_model(self.stage)
 
     @property
     def progress(self) -> float:
@@ -77,59 +131,157 @@ class Run:
             return self.step / self.config.max_steps
         return self.minutes / self.config.max_minutes
 
-    def train(self) -> None:
-        """Train until the clock or the steps run out; skip and count steps whose gradient is not finite."""
-        last_save = last_tick = time.monotonic()
-        skipped, totals = 0, {}
-        bar = tqdm(unit=" steps", initial=self.step, total=self.config.max_steps, mininterval=10)
-        while self.progress < 1 and self.minutes < self.config.max_minutes:
-            terms = self._step()
-            skipped += not math.isfinite(terms["gradient"])
-            for name, value in terms.items():
-                totals.setdefault(name, []).append(value)
-            self.step += 1
-            now = time.monotonic()
-            self.minutes += (now - last_tick) / 60
-            last_tick = now
-            bar.update()
-            if self.step % self.log_every == 0:
-                means = {name: round(sum(v) / len(v), 5) for name, v in totals.items()}
-                record = {"step": self.step, "minutes": round(self.minutes, 3), "skipped": skipped} | means
-                with open(self.out / "log.jsonl", "a") as log:
-                    log.write(json.dumps(record) + "\n")
-                bar.set_postfix({k: f"{v:.4g}" for k, v in means.items()})
-                totals = {}
-            if now - last_save > 60 * self.config.save_minutes:
-                self.save()
-                last_save = now
-        bar.close()
-        self.save()
+    @property
+    def over(self) -> bool:
+        c = self.config
+        late = c.max_minutes is not None and self.minutes >= c.max_minutes
+        return self.progress >= 1 or late or (c.patience is not None and self.since_best >= c.patience)
+
+    def train(self, minutes: float = math.inf) -> None:
+        """Train until the clock, the steps or the patience run out, `minutes` of this call have passed or a signal asks
+        to end, then save."""
+        end = self.minutes + minutes
+        journal = None
+        if self.accelerator.is_main_process:
+            journal = Journal(self.out, self.step, self.config.max_steps, self.config.batch)
+        last_save = last_validation = self.minutes
+        with _ended_by_signals() as ended:
+            tick = time.monotonic()
+            while not (self.over or self.minutes >= end or self._any_process(bool(ended))):
+                self._add(self._step())
+                self.step += 1
+                now = time.monotonic()
+                self.minutes += self._agreed((now - tick) / 60)
+                tick = now
+                if journal:
+                    journal.bar.update()
+                if self.step % self.config.log_steps == 0:
+                    self._log(journal)
+                due = self.over or self.minutes >= min(end, last_validation + self.config.validate_minutes)
+                if due and self.validation is not None:
+                    self._validate(journal)
+                    last_validation = self.minutes
+                if self.minutes - last_save >= self.config.save_minutes:
+                    self.save()
+                    last_save = self.minutes
+            self.save()
+        if journal:
+            journal.close()
+
+    # --- one step ---------------------------------------------------------------------------------------------------
 
     def _step(self) -> dict[str, float]:
-        c = self.config
-        rate = c.learning_rate * min(1.0, (self.step + 1) / c.warmup_steps)
-        rate *= 0.01 + 0.99 * (0.5 + 0.5 * math.cos(math.pi * min(1.0, self.progress)))
-        for group in self.optimiser.param_groups:
-            group["lr"] = rate
-        x = self.photos.crops(c.batch, c.crop, self.generator)
-        x = x.to(self.device).contiguous(memory_format=torch.channels_last)
-        with torch.autocast(self.device.split(":")[0], torch.bfloat16):
-            loss, terms = self.stage.loss(x, self.progress)
-        self.optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        parameters = [p for _, p in self._trained()]
-        gradient = torch.nn.utils.clip_grad_norm_(parameters, c.clip)
-        if torch.isfinite(gradient):
-            self.optimiser.step()
-            self._follow_average()
-        terms = {"loss": loss.detach()} | terms | {"gradient": gradient}
-        return {name: float(value) for name, value in terms.items()}
+        """Move every optimiser once, but not along a gradient that is not finite; returns what the log averages."""
+        started = time.monotonic()
+        batches = [self._batch(part) for part in range(self.config.accumulate)]
+        data_seconds = time.monotonic() - started
+        self.stage.prepare(self.progress)
+        rate = self._learning_rate()
+        terms = {"learning_rate": rate}
+        for turn, optimiser in self.optimisers.items():
+            for group in optimiser.param_groups:
+                group["lr"] = rate
+            optimiser.zero_grad(set_to_none=True)
+            terms |= self._backward(turn, batches)
+            gradient = nn.utils.clip_grad_norm_(self.trained[turn].values(), self.config.clip)
+            if torch.isfinite(gradient):
+                optimiser.step()
+            else:
+                self.skipped += 1
+            terms["gradient" if turn == "loss" else f"{turn}_gradient"] = gradient
+        self._follow_average()
+        values = torch.stack([torch.as_tensor(value, device=self.device).float() for value in terms.values()])
+        terms = dict(zip(terms, values.tolist()))  # waits for the device once
+        return terms | {"seconds": time.monotonic() - started, "data_seconds": data_seconds}
+
+    def _batch(self, part: int) -> tuple[Tensor, Draws]:
+        """This process's share of a part of the step's batch: crops (share,3,crop,crop), and what else is drawn."""
+        first = self.step * self.config.batch
+        first += (part * self.accelerator.num_processes + self.accelerator.process_index) * self.share
+        samples = torch.arange(first, first + self.share, device=self.photos.device)
+        x = self.photos.crops(self.config.crop, Draws(self.config.seed, self.step, samples)).to(self.device)
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()  # so that the share of the time that is data can be told
+        return x, Draws(self.config.seed + 1, self.step, samples.to(self.device))
+
+    def _backward(self, turn: str, batches: list[tuple[Tensor, Draws]]) -> dict[str, Tensor]:
+        """Gradients of a turn's mean loss over the batches, and the means of its terms."""
+        means: dict[str, Tensor] = {}
+        for number, (x, draws) in enumerate(batches, 1):
+            waiting = self.accelerator.no_sync(self.parallel) if number < len(batches) else nullcontext()
+            with waiting:
+                with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.bf16):
+                    loss, terms = self.parallel(turn, x, draws, self.progress)
+                (loss / len(batches)).backward()
+            for name, value in ({turn: loss.detach()} | terms).items():
+                means[name] = means.get(name, 0) + value / len(batches)
+        return means
+
+    def _learning_rate(self) -> float:
+        """Warm-up by steps, then a cosine down to a hundredth."""
+        warm = min(1.0, (self.step + 1) / max(1, self.config.warmup_steps))
+        return self.config.learning_rate * warm * (0.505 + 0.495 * math.cos(math.pi * min(1.0, self.progress)))
 
     @torch.no_grad()
     def _follow_average(self) -> None:
         decay = min(self.config.ema_decay, (1 + self.step) / (10 + self.step))
-        trained = [p for _, p in self._trained()]
-        torch._foreach_lerp_(list(self.average.values()), trained, 1 - decay)
+        torch._foreach_lerp_(list(self.average.values()), list(self.trained["loss"].values()), 1 - decay)
+
+    # --- what the processes agree on --------------------------------------------------------------------------------
+
+    def _agreed(self, value: float) -> float:
+        """The same number in every process."""
+        return float(mean_over_processes(torch.tensor(value, dtype=torch.float64, device=self.device)))
+
+    def _any_process(self, flag: bool) -> bool:
+        return self._agreed(float(flag)) > 0
+
+    # --- seeing it --------------------------------------------------------------------------------------------------
+
+    def _add(self, terms: dict[str, float]) -> None:
+        for name, value in terms.items():
+            self.totals[name] = self.totals.get(name, 0.0) + value
+        self.totals["steps"] = self.totals.get("steps", 0) + 1
+
+    def _log(self, journal: Journal | None) -> None:
+        """Write the means since the last line, over all processes."""
+        steps = self.totals.pop("steps")
+        means = mean_over_processes(torch.tensor(list(self.totals.values()), dtype=torch.float64, device=self.device))
+        figures = dict(zip(self.totals, (means / steps).tolist()))
+        seconds, data_seconds = figures.pop("seconds"), figures.pop("data_seconds")
+        self.totals = {}
+        if journal:
+            timing = {"images_per_second": self.config.batch / seconds, "data_share": data_seconds / seconds}
+            state = {"minutes": self.minutes, "skipped": self.skipped}
+            journal.write(self.step, figures | state | timing)
+
+    def _validate(self, journal: Journal | None) -> None:
+        with self._averaged(), torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.bf16):
+            figures, x_hat = validate(self.stage, self.validation)
+        self.measured = figures
+        if self.stage.comparable:
+            self.since_best += 1
+            if figures["loss"] < self.best:
+                self.best, self.since_best = figures["loss"], 0
+                self._save_weights("best.safetensors")
+        if journal:
+            journal.write(self.step, figures, "validation")
+            journal.show(self.step, self.validation, x_hat)
+
+    # --- never losing it --------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _averaged(self) -> Iterator[None]:
+        """The averaged weights take the place of the trained ones."""
+        self._swap()
+        try:
+            yield
+        finally:
+            self._swap()
+
+    def _swap(self) -> None:
+        for name, parameter in self.trained["loss"].items():
+            parameter.data, self.average[name] = self.average[name], parameter.data
 
     def averaged_weights(self) -> dict[str, Tensor]:
         """Every part's weights, averaged where trained, keyed as checkpoints are: part name first."""
@@ -140,24 +292,62 @@ class Run:
                 weights[key] = self.average.get(name, value).detach().cpu().contiguous()
         return weights
 
+    def _save_weights(self, name: str) -> None:
+        if self.accelerator.is_main_process:
+            replace_atomically(self.out / name, lambda path: save_file(self.averaged_weights(), path))
+
     def save(self) -> None:
+        """Write the full state, and the averaged weights. The place in the data is the step."""
         state = {
+            "name": type(self.stage).__name__,
             "stage": self.stage.state_dict(),
             "average": self.average,
-            "optimiser": self.optimiser.state_dict(),
+            "optimisers": {turn: optimiser.state_dict() for turn, optimiser in self.optimisers.items()},
             "step": self.step,
             "minutes": self.minutes,
-            "generator": self.generator.get_state(),
-            "rng": torch.get_rng_state(),
+            "skipped": self.skipped,
+            "best": self.best,
+            "since_best": self.since_best,
+            "totals": self.totals,
         }
-        _replace(self.out / "state.pt", lambda path: torch.save(state, path))
-        _replace(self.out / "weights.safetensors", lambda path: save_file(self.averaged_weights(), path))
+        if self.accelerator.is_main_process:
+            replace_atomically(self.out / "state.pt", lambda path: torch.save(state, path))
+        self._save_weights("weights.safetensors")
 
-    def _load(self) -> None:
+    def _load(self, stage: str) -> None:
         state = torch.load(self.out / "state.pt", map_location=self.device, weights_only=True)
+        if state["name"] != type(self.stage).__name__:
+            raise TrainingError(f"{self.out} holds a run of another stage than {stage}: name another folder by --out")
         self.stage.load_state_dict(state["stage"])
         self.average = state["average"]
-        self.optimiser.load_state_dict(state["optimiser"])
-        self.step, self.minutes = state["step"], state["minutes"]
-        self.generator.set_state(state["generator"].cpu())
-        torch.set_rng_state(state["rng"].cpu())
+        for turn, optimiser in self.optimisers.items():
+            optimiser.load_state_dict(state["optimisers"][turn])
+        for name in ("step", "minutes", "skipped", "best", "since_best", "totals"):
+            setattr(self, name, state[name])
+
+
+def _check_folder(out: Path, resume: bool) -> None:
+    there = (out / "state.pt").exists()
+    if there and not resume:
+        raise TrainingError(f"{out} holds a run: go on with it by --resume, or name another folder by --out")
+    if resume and not there:
+        raise TrainingError(f"{out} holds no run to resume: leave --resume out, or name its folder by --out")
+
+
+@contextmanager
+def _ended_by_signals() -> Iterator[list[int]]:
+    """A list that SIGTERM and SIGINT add to, so that a step is never cut; a second signal works as it always does."""
+    ended: list[int] = []
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+
+    def note(number: int, frame: Any) -> None:
+        ended.append(number)
+        signal.signal(number, before[number])
+
+    for number in before:
+        signal.signal(number, note)
+    try:
+        yield ended
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -48,6 +48,8 @@ def revive_latents(model: HybridFlow, ablations: Ablations, images: Tensor) -> i
     mean_bias, scale_bias = codec.context.out.bias.chunk(2)
     index = math.log(AWAKE / SCALE_MIN) / math.log(SCALE_MAX / SCALE_MIN) * (SCALES - 1)
     mean_bias[silent], scale_bias[silent] = 0, codec.context.raw_scale(index)
+    if silent.any():
+        model.index_prior.exact.thaw()
     return int(silent.sum())
 
 

@@ -9,11 +9,24 @@ from torch import Tensor, nn
 from hybridflow.ablation import Ablations
 from hybridflow.container import QUALITIES
 from hybridflow.continuous import Latent
-from hybridflow.losses import Distortion, bits, masked_cross_entropy, rate_weight
+from hybridflow.distributed import from_first_process
+from hybridflow.draws import Draws
+from hybridflow.errors import CheckpointError, TrainingError
+from hybridflow.exact import IntegerNetwork
+from hybridflow.losses import (
+    Distortion,
+    bits,
+    masked_accuracy,
+    masked_cross_entropy,
+    rate_weight,
+    typical_count,
+)
 from hybridflow.masking import random_mask
 from hybridflow.model import HybridFlow
 from hybridflow.training.config import TrainConfig
 from hybridflow.training.data import PhotoSet
+from hybridflow.training.discriminator import Adversary
+from hybridflow.training.noise import NoiseByDraws
 from hybridflow.training.revive import revive_latents
 
 
@@ -24,35 +37,74 @@ def copy_matching(source: nn.Module, target: nn.Module) -> None:
     target.load_state_dict(own)
 
 
+def thaw(part: nn.Module) -> None:
+    """Forget the integers frozen from a part that is about to change."""
+    for module in part.modules():
+        if isinstance(module, IntegerNetwork):
+            module.thaw()
+
+
 class Stage(nn.Module):
     """A stage holds the whole model; `trained` names what its optimiser moves.
 
     Attributes:
         trained: part names, of the model or of the ablations.
+        kept: names of the ablations' parts that it sets aside at its start.
+        adversarial: whether it trains the pixel decoder against a discriminator where the configuration wants one.
+        turns: methods like `loss`, which a step calls one after the other, each with an optimiser of its own for
+            `parameters_of` it.
+
+    Raises:
+        TrainingError: the configuration wants a discriminator of a stage that takes none.
     """
 
     trained: tuple[str, ...] = ()
+    kept: tuple[str, ...] = ()
+    adversarial = False
 
-    def __init__(
-        self, model: HybridFlow, ablations: Ablations, config: TrainConfig, photos: PhotoSet, generator: torch.Generator
-    ) -> None:
+    def __init__(self, model: HybridFlow, ablations: Ablations, config: TrainConfig, photos: PhotoSet) -> None:
         super().__init__()
-        self.model, self.ablations, self.config = model, ablations, config
-        self.photos, self.generator = photos, generator
+        self.model, self.ablations, self.config, self.photos = model, ablations, config, photos
         self.distortion = Distortion()
+        self.adversary = None
+        if config.adversarial_weight > 0:
+            if not self.adversarial:
+                raise TrainingError("adversarial_weight is for the tokenizer and perceptual stages: leave it at 0 here")
+            self.adversary = Adversary(config.adversarial_weight, config.adversarial_from)
+        self.turns = ("loss",) if self.adversary is None else ("loss", "judge")
+        self.noise = NoiseByDraws(model.continuous)
         for name in self.trained:
             if not hasattr(model, name) and not hasattr(ablations, name):
                 raise AttributeError(f"stage trains an unknown part {name!r}")
         for owner in (model, ablations):
             for name, part in owner.named_children():
                 part.requires_grad_(name in self.trained)
+                if name in self.trained:
+                    thaw(part)
+        model.continuous.entropy_bottleneck.quantiles.requires_grad_(False)  # read by CompressAI's own tables alone
+
+    def forward(self, turn: str, x: Tensor, draws: Draws, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of one of `turns`; what every random number comes of is `draws`."""
+        self.noise.draws = draws
+        return getattr(self, turn)(x, draws, progress)
+
+    def parameters_of(self, turn: str) -> dict[str, nn.Parameter]:
+        """What the optimiser of one of `turns` moves, by name."""
+        return {
+            name: parameter
+            for name, parameter in self.named_parameters()
+            if parameter.requires_grad and name.startswith("adversary.") == (turn == "judge")
+        }
 
     def train(self, mode: bool = True) -> "Stage":
         """Only the trained parts go into training mode: frozen ones round, and their codebooks stand still."""
         super().train(False)
+        self.training = mode
         for owner in (self.model, self.ablations):
             for name, part in owner.named_children():
                 part.train(mode and name in self.trained)
+        if self.adversary is not None:
+            self.adversary.train(mode)
         return self
 
     def begin(self, loaded: set[str]) -> None:
@@ -62,17 +114,48 @@ class Stage(nn.Module):
             loaded: names of the parts whose weights were loaded.
         """
 
-    def loss(self, x: Tensor, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
-        """Images (B,3,H,W) in [0,1] and the share of the stage that has passed -> scalar loss, terms to log."""
+    def prepare(self, progress: float) -> None:
+        """Do what is due before a step, outside of the graph and the same in every process."""
+
+    def loss(self, x: Tensor, draws: Draws, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
+        """Images (B,3,H,W) in [0,1] and the share of the stage that has passed -> scalar loss, scalars to log, detached
+        and always of the same names."""
         raise NotImplementedError
+
+    def judge(self, x: Tensor, draws: Draws, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
+        """The discriminator's loss on what `loss` decoded."""
+        return self.adversary.judge(progress)
+
+    def fool(
+        self, x: Tensor, x_hat: Tensor, distortion: Tensor, progress: float
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The scalar distortion of images (B,3,H,W) in [0,1], and, while training against a discriminator, what
+        fooling it adds; terms to log."""
+        if self.adversary is None or not self.training:
+            return distortion, {}
+        last_layer = self.model.pixel_decoder.head[-1].weight
+        added, terms = self.adversary.fool(x, x_hat, distortion, last_layer, progress)
+        return distortion + added, terms
+
+    def reconstruct(self, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Images (B,3,H,W) in [0,1] at the middle quality -> what is decoded (B,3,H,W) and bits per pixel by part."""
+        out = self.model(x, QUALITIES // 2)
+        return out["x_hat"], bpp_by_part(out["likelihoods"], x)
+
+    @property
+    def comparable(self) -> bool:
+        """Whether validations from now on can be compared with each other."""
+        return True
 
     def revive(self) -> None:
         """Wake the silent channels of y_c, judged on a few crops, if the rate is relaxed enough to keep them awake."""
         if self.config.relaxed_rate < 1:
-            revive_latents(self.model, self.ablations, self.photos.crops(16, self.config.crop, self.generator).cpu())
+            revive_latents(self.model, self.ablations, self.extra_crops(16).cpu())
 
-    def random_quality(self, batch: int, device) -> Tensor:
-        return torch.randint(QUALITIES, (batch,), device=device)
+    def extra_crops(self, count: int, last: int = 0) -> Tensor:
+        """Crops (count,3,crop,crop) in [0,1] of sample numbers that end before -last: of none that is trained on."""
+        samples = torch.arange(-last - count, -last, device=self.photos.device)
+        return self.photos.crops(self.config.crop, Draws(self.config.seed, -1, samples))
 
     def rate_weight(self, quality: Tensor, progress: float) -> Tensor:
         """lambda (B,) in loss per bpp, relaxed at the stage's start."""
@@ -81,35 +164,50 @@ class Stage(nn.Module):
 
 
 class Tokenizer(Stage):
-    """E_vq, codebook and D_vq: L1 + LPIPS + commitment. The quantiser joins after `quantise_from` of the stage."""
+    """E_vq, codebook and D_vq: L1 + LPIPS + commitment, and a discriminator if `adversarial_weight` says so. The
+    quantiser joins after `quantise_from` of the stage."""
 
     trained = ("codebook_encoder", "codebook", "pixel_decoder")
+    adversarial = True
 
-    def loss(self, x: Tensor, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
+    @property
+    def comparable(self) -> bool:
+        return bool(self.model.codebook.started)
+
+    def prepare(self, progress: float) -> None:
+        codebook = self.model.codebook
+        if progress >= self.config.quantise_from and not codebook.started:
+            codebook.start(self._vectors(), Draws(self.config.seed, -1, codebook.codewords.new_zeros(1).long()))
+
+    def loss(self, x: Tensor, draws: Draws, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
         codebook = self.model.codebook
         y_vq = self.model.codebook_encoder(x)
-        logs = {}
-        if progress < self.config.quantise_from:
-            codes, commitment = y_vq, 1e-3 * y_vq.float().square().mean()
+        if codebook.started:
+            codes, _, commitment = codebook(y_vq, draws)
         else:
-            if not codebook.started:
-                codebook.start(self._vectors(x))
-            quantised = codebook(y_vq)
-            codes, commitment = quantised.codes, quantised.commitment
-            share = torch.bincount(quantised.indices.flatten()).float() / quantised.indices.numel()
-            logs["perplexity"] = torch.special.entr(share).sum().exp()
-        distortion, terms = self.distortion(x, self.model.pixel_decoder(codes))
-        loss = distortion.mean() + self.config.commitment_weight * commitment
-        return loss, logs | terms | {"commitment": commitment.detach()}
+            codes, commitment = y_vq, 1e-3 * y_vq.float().square().mean()
+        x_hat = self.model.pixel_decoder(codes)
+        distortion, terms = self.distortion(x, x_hat, draws)
+        loss, fooling = self.fool(x, x_hat, distortion.mean(), progress)
+        loss = loss + self.config.commitment_weight * commitment
+        return loss, terms | fooling | {"commitment": commitment.detach(), "perplexity": codebook.perplexity}
+
+    def reconstruct(self, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        codebook = self.model.codebook
+        codes = self.model.codebook_encoder(x)
+        if codebook.started:
+            codes = codebook(codes).codes
+        uncoded = x.new_full((len(x),), math.log2(codebook.num_codes) / (x[0, 0].numel() / codes[0, 0].numel()))
+        return self.model.pixel_decoder(codes), {"bpp_indices": uncoded}
 
     @torch.no_grad()
-    def _vectors(self, x: Tensor, per_code: int = 16) -> Tensor:
+    def _vectors(self, per_code: int = 16, batch: int = 16) -> Tensor:
         """Enough encoder outputs (N,C) of fresh crops for k-means."""
-        vectors, wanted = [], per_code * self.model.codebook.num_codes
-        while sum(len(v) for v in vectors) < wanted:
-            crops = self.photos.crops(len(x), x.shape[-1], self.generator).to(x.device)
+        device, vectors = self.model.codebook.codewords.device, []
+        while sum(len(v) for v in vectors) < per_code * self.model.codebook.num_codes:
+            crops = self.extra_crops(batch, last=batch * len(vectors)).to(device)
             vectors.append(self.model.codebook_encoder(crops).permute(0, 2, 3, 1).flatten(0, 2))
-        return torch.cat(vectors)
+        return from_first_process(torch.cat(vectors))
 
 
 class Continuous(Stage):
@@ -122,13 +220,17 @@ class Continuous(Stage):
         copy_matching(self.model.codebook_encoder, self.model.continuous.analysis)
         self.revive()
 
-    def loss(self, x: Tensor, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
-        quality = self.random_quality(len(x), x.device)
+    def loss(self, x: Tensor, draws: Draws, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
+        quality = draws.integers(QUALITIES)
         latent = self.model.continuous(x, quality)
-        distortion, terms = self.distortion(x, self.ablations.light_synthesis(latent.y_hat))
-        bpp = latent_bpp(latent.likelihoods, x)
-        loss = (distortion + self.rate_weight(quality, progress) * bpp).mean()
-        return loss, terms | {"bpp": bpp.mean().detach()}
+        distortion, terms = self.distortion(x, self.ablations.light_synthesis(latent.y_hat), draws)
+        parts = bpp_by_part(latent.likelihoods, x)
+        loss = (distortion + self.rate_weight(quality, progress) * sum(parts.values())).mean()
+        return loss, terms | batch_means(parts)
+
+    def reconstruct(self, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        latent = self.model.continuous(x, torch.full((len(x),), QUALITIES // 2, device=x.device))
+        return self.ablations.light_synthesis(latent.y_hat), bpp_by_part(latent.likelihoods, x)
 
 
 class PredictorStage(Stage):
@@ -136,20 +238,20 @@ class PredictorStage(Stage):
 
     trained = ("predictor", "blind_predictor", "index_prior")
 
-    def loss(self, x: Tensor, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, x: Tensor, draws: Draws, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
         model = self.model
-        quality = self.random_quality(len(x), x.device)
+        quality = draws.integers(QUALITIES)
         with torch.no_grad():
             indices = model.indices_of(x)
             latent = model.continuous(x, quality)
-        sent = random_mask(*indices.shape, device=x.device)
-        guided = masked_cross_entropy(model.predictor(indices, sent, latent.y_hat), indices, sent)
+        sent, other_sent = (random_mask(draws, *indices.shape[1:]) for _ in range(2))
+        logits = model.predictor(indices, sent, latent.y_hat)
+        guided = masked_cross_entropy(logits, indices, sent)
         blind = masked_cross_entropy(self.ablations.blind_predictor(indices, sent, latent.y_hat), indices, sent)
-        sent_bits = index_bits(
-            model, indices, random_mask(*indices.shape, device=x.device), latent.y_gained, quality
-        )
+        sent_bits = index_bits(model, indices, other_sent, latent.y_gained, quality)
         terms = {
             "masked_bits": guided.detach() / math.log(2),
+            "masked_accuracy": masked_accuracy(logits, indices, sent),
             "blind_bits": blind.detach() / math.log(2),
             "index_bits": sent_bits.detach(),
         }
@@ -159,21 +261,30 @@ class PredictorStage(Stage):
 def index_bits(model: HybridFlow, indices: Tensor, sent: Tensor, y_gained: Tensor, quality: Tensor) -> Tensor:
     """Mean bits of a sent index under the index prior, a scalar."""
     likelihoods = model.index_likelihoods(indices, sent, y_gained, quality)
-    return bits(likelihoods).sum() / sent.sum().clamp(min=1)
+    return bits(likelihoods).sum() / typical_count(sent)
 
 
-def latent_bpp(likelihoods: dict[str, Tensor], x: Tensor) -> Tensor:
-    """Estimated bits per pixel (B,) of y and z."""
-    return (bits(likelihoods["y"]) + bits(likelihoods["z"])) / (x.shape[-1] * x.shape[-2])
+def bpp_by_part(likelihoods: dict[str, Tensor], x: Tensor) -> dict[str, Tensor]:
+    """Estimated bits per pixel (B,) of each part of the stream: "bpp_y", "bpp_z", "bpp_indices"."""
+    return {f"bpp_{part}": bits(values) / x[0, 0].numel() for part, values in likelihoods.items()}
+
+
+def batch_means(terms: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Terms (B,) as scalars to log."""
+    return {name: term.mean().detach() for name, term in terms.items()}
 
 
 class Merged(NamedTuple):
     """A batch through both streams and the pixel decoder."""
 
+    x_hat: Tensor
+    """(B,3,H,W)."""
     distortion: Tensor
     """(B,)."""
     terms: dict[str, Tensor]
-    """To log; "masked_bits" of the predictor with its gradient."""
+    """To log."""
+    masked_bits: Tensor
+    """Of the predictor, a scalar, with its gradient."""
     indices: Tensor
     latent: Latent
     quality: Tensor
@@ -181,30 +292,35 @@ class Merged(NamedTuple):
 
 class CorrectionStage(Stage):
     """D_corr and its joins, everything else frozen: L1 + LPIPS. D_corr starts from the light synthesis's trunk, itself
-    a replica that started from D_vq and has learned to read y^_c."""
+    a replica that started from D_vq and has learned to read y^_c. The streams alone are kept for ablations."""
 
     trained = ("correction",)
+    kept = ("codebook_decoder", "continuous_alone")
 
     def begin(self, loaded: set[str]) -> None:
+        if not loaded.issuperset(self.kept):
+            self.ablations.codebook_decoder.load_state_dict(self.model.pixel_decoder.state_dict())
+            self.ablations.continuous_alone.load_state_dict(self.model.continuous.state_dict())
         self.model.correction.trunk.load_state_dict(self.ablations.light_synthesis.trunk.state_dict())
 
-    def loss(self, x: Tensor, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
-        merged = self.merge(x)
+    def loss(self, x: Tensor, draws: Draws, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
+        merged = self.merge(x, draws)
         return merged.distortion.mean(), merged.terms
 
-    def merge(self, x: Tensor) -> Merged:
+    def merge(self, x: Tensor, draws: Draws) -> Merged:
         """Images (B,3,H,W) in [0,1], at random qualities and with random indices sent."""
         model = self.model
-        quality = self.random_quality(len(x), x.device)
+        quality = draws.integers(QUALITIES)
         with torch.no_grad():
             indices = model.indices_of(x)
         latent = model.continuous(x, quality)
-        sent = random_mask(*indices.shape, device=x.device)
+        sent = random_mask(draws, *indices.shape[1:])
         logits = model.predictor(indices, sent, latent.y_hat)
         x_hat = model.pixel_decoder(model.fill_in(indices, sent, logits), model.correction(latent.y_hat))
-        distortion, terms = self.distortion(x, x_hat)
-        terms["masked_bits"] = masked_cross_entropy(logits, indices, sent) / math.log(2)
-        return Merged(distortion, terms, indices, latent, quality)
+        distortion, terms = self.distortion(x, x_hat, draws)
+        masked_bits = masked_cross_entropy(logits, indices, sent) / math.log(2)
+        terms |= {"masked_bits": masked_bits.detach(), "masked_accuracy": masked_accuracy(logits, indices, sent)}
+        return Merged(x_hat, distortion, terms, masked_bits, indices, latent, quality)
 
 
 class Joint(CorrectionStage):
@@ -214,22 +330,21 @@ class Joint(CorrectionStage):
     """
 
     trained = ("continuous", "correction", "pixel_decoder", "predictor", "index_prior")
+    kept = ()
 
     def begin(self, loaded: set[str]) -> None:
-        """Goes on from the correction stage, whose streams alone are kept for ablations, or from an earlier joint."""
-        if "continuous_alone" not in loaded:
-            self.ablations.codebook_decoder.load_state_dict(self.model.pixel_decoder.state_dict())
-            self.ablations.continuous_alone.load_state_dict(self.model.continuous.state_dict())
         self.revive()
 
-    def loss(self, x: Tensor, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
-        distortion, terms, indices, latent, quality = self.merge(x)
-        sent = random_mask(*indices.shape, device=x.device)
-        terms["index_bits"] = index_bits(self.model, indices, sent, latent.y_gained.detach(), quality)
-        bpp = latent_bpp(latent.likelihoods, x)
-        loss = (distortion + self.rate_weight(quality, progress) * bpp).mean()
-        loss = loss + self.config.index_weight * (terms["masked_bits"] + terms["index_bits"])
-        return loss, {name: term.detach() for name, term in (terms | {"bpp": bpp.mean()}).items()}
+    def loss(self, x: Tensor, draws: Draws, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
+        _, distortion, terms, masked_bits, indices, latent, quality = self.merge(x, draws)
+        sent = random_mask(draws, *indices.shape[1:])
+        sent_bits = index_bits(self.model, indices, sent, latent.y_gained.detach(), quality)
+        parts = bpp_by_part(latent.likelihoods, x)
+        loss = (distortion + self.rate_weight(quality, progress) * sum(parts.values())).mean()
+        loss = loss + self.config.index_weight * (masked_bits + sent_bits)
+        bpp_indices = sent_bits.detach() * sent.sum() / x[:, 0].numel()
+        terms |= {"index_bits": sent_bits.detach(), "bpp_indices": bpp_indices}
+        return loss, terms | batch_means(parts)
 
 
 class Refit(Joint):
@@ -238,7 +353,25 @@ class Refit(Joint):
     trained = ("correction", "pixel_decoder", "predictor", "index_prior")
 
     def begin(self, loaded: set[str]) -> None:
-        """Goes on from where the joint stage stopped."""
+        """Goes on from freeze-bits, which made y^_c what files will hold.
+
+        Raises:
+            CheckpointError: the continuous stream is not frozen.
+        """
+        if not self.model.continuous.exact.frozen:
+            raise CheckpointError("refit trains on frozen bits: run `hybridflow freeze` on the joint stage's weights")
+
+
+class Perceptual(Refit):
+    """A second D_vq and D_corr, with all that makes bits frozen: L1 + LPIPS and a discriminator."""
+
+    trained = ("correction", "pixel_decoder")
+    adversarial = True
+
+    def loss(self, x: Tensor, draws: Draws, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
+        merged = self.merge(x, draws)
+        loss, fooling = self.fool(x, merged.x_hat, merged.distortion.mean(), progress)
+        return loss, merged.terms | fooling
 
 
 STAGES = {
@@ -248,4 +381,5 @@ STAGES = {
     "correction": CorrectionStage,
     "joint": Joint,
     "refit": Refit,
+    "perceptual": Perceptual,
 }

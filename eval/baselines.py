@@ -1,0 +1,150 @@
+"""Measure the classical codecs on a folder of images, as `eval.run` measures a checkpoint, down to their lowest rates.
+
+    python -m eval.baselines --data photos/ -o results/ --workers 2
+    python -m eval.baselines --data photos/ -o results/ --codecs vvc --qualities 49 52 55 58
+
+writes `baselines.csv` and a JSON a codec; versions and settings are in its `description`. JPEG, WebP and AVIF are
+Pillow's, JPEG XL that of pillow-jxl-plugin, HEVC and VVC the x265 and vvenc of imageio-ffmpeg's ffmpeg. Rows that the
+CSV already holds are not measured again; an image that cannot be read is skipped, and the exit code is then 1.
+"""
+
+import argparse
+import functools
+import io
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+from PIL import Image, features
+
+from eval import ffmpeg
+from eval.cost import cost_of
+from eval.curves import Coding, add_arguments, run
+from hybridflow.errors import HybridFlowError
+from hybridflow.image_io import read_image
+
+
+@dataclass(frozen=True)
+class Codec:
+    """A classical codec: how it encodes and decodes, with which settings, and where it is measured by default."""
+
+    title: str
+    settings: str
+    version: Callable[[], str]
+    qualities: tuple[int, ...]
+    """From the lowest rate up."""
+    encode: Callable[[Image.Image, int], bytes]
+    decode: Callable[[bytes, tuple[int, int]], Image.Image]
+
+
+def pillow_codec(title: str, form: str, version: Callable[[], str], qualities: tuple[int, ...], **settings) -> Codec:
+    """A codec of Pillow or of one of its plugins, whose lowest rate is that of its lowest quality."""
+
+    def encode(image: Image.Image, quality: int) -> bytes:
+        stream = io.BytesIO()
+        image.save(stream, form, quality=quality, **settings)
+        return stream.getvalue()
+
+    def decode(data: bytes, _: tuple[int, int]) -> Image.Image:
+        return Image.open(io.BytesIO(data)).convert("RGB")
+
+    text = ", ".join(f"{name}={value}" for name, value in {"quality": "q", **settings}.items())
+    return Codec(title, text, version, qualities, encode, decode)
+
+
+def _pillow(feature: str) -> str:
+    return f"Pillow {version('pillow')}, {feature} {features.version(feature)}"
+
+
+def _jpeg_xl() -> str:
+    import pillow_jxl  # noqa: F401 - Pillow knows the format from here on
+
+    return f"pillow-jxl-plugin {version('pillow-jxl-plugin')}"
+
+
+def _ffmpeg(library: str) -> str:
+    return f"{library} {ffmpeg.versions()[library]}, ffmpeg {ffmpeg.versions()['ffmpeg']}"
+
+
+CODECS = {
+    "jpeg": pillow_codec(
+        "JPEG", "JPEG", lambda: _pillow("libjpeg_turbo"), (1, 3, 5, 8, 12), progressive=True, optimize=True
+    ),
+    "webp": pillow_codec("WebP", "WEBP", lambda: _pillow("webp"), (0, 1, 3, 6, 10, 20), method=6),
+    "avif": pillow_codec("AVIF", "AVIF", lambda: _pillow("avif"), (1, 3, 6, 10, 15, 22), speed=2),
+    "jxl": pillow_codec("JPEG XL", "JXL", _jpeg_xl, (1, 3, 6, 10, 15), effort=8),
+    "hevc": Codec(
+        "HEVC (x265)",
+        f"{' '.join(ffmpeg.HEVC_SETTINGS)} -x265-params {ffmpeg.HEVC_PARAMETERS}:qp=q",
+        lambda: _ffmpeg("libx265"),
+        (51, 48, 45, 42, 39),
+        ffmpeg.encode_hevc,
+        ffmpeg.decode_hevc,
+    ),
+    "vvc": Codec(
+        "VVC (vvenc)",
+        f"{' '.join(ffmpeg.VVC_SETTINGS)} -qp q",
+        lambda: _ffmpeg("libvvenc"),
+        (63, 58, 55, 52, 49, 46, 43, 40),
+        ffmpeg.encode_vvc,
+        ffmpeg.decode_vvc,
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """A classical codec at several qualities: `eval.curves.Curve`."""
+
+    name: str
+    qualities: tuple[int, ...]
+
+    @property
+    def codec(self) -> Codec:
+        return CODECS[self.name]
+
+    @property
+    def title(self) -> str:
+        return self.codec.title
+
+    @property
+    def points(self) -> tuple[str, ...]:
+        return tuple(map(str, self.qualities))
+
+    @property
+    def description(self) -> str:
+        return self.made_by
+
+    @functools.cached_property
+    def made_by(self) -> str:
+        return f"{self.codec.version()}; {self.codec.settings}"
+
+    def code(self, image: Path, point: str) -> Coding:
+        self.codec.version()  # where the codec is a plugin, this makes it known
+        original = read_image(image)
+        data, encoding = cost_of(lambda: self.codec.encode(original, int(point)))
+        decoded, decoding = cost_of(lambda: self.codec.decode(data, original.size))
+        return Coding(len(data), decoded, {"encoding_time": encoding.seconds, "decoding_time": decoding.seconds})
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m eval.baselines", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add_arguments(parser)
+    parser.add_argument("--codecs", nargs="+", choices=CODECS, default=list(CODECS), help="(all)")
+    parser.add_argument("--qualities", type=int, nargs="+", metavar="Q", help="of every codec (to its lowest rate)")
+    args = parser.parse_args(argv)
+
+    curves = [Baseline(name, tuple(args.qualities or CODECS[name].qualities)) for name in args.codecs]
+    try:
+        return run(curves, args.data, args.output, "baselines.csv", args.workers)
+    except (HybridFlowError, OSError, RuntimeError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,228 @@
+"""From curves to measure to their results: a CSV row for every image and point, a JSON in CompressAI's schema a curve.
+
+A run that was stopped goes on where it was: rows that the CSV already holds, of the same image, point and makers, are
+not measured again. Images are measured by worker processes of one thread each.
+"""
+
+import argparse
+import csv
+import json
+import math
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
+from multiprocessing import get_context
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import torch
+from PIL import Image
+from tqdm import tqdm
+
+from eval.datasets import describe, list_images, sha256
+from eval.distortion import DISTORTIONS, distortions, vgg_metrics
+from eval.vgg import HOW_TO_GET_IT
+from hybridflow.errors import HybridFlowError, ImageError
+from hybridflow.image_io import read_image
+
+COSTS = ("encoding_time", "decoding_time", "encoding_mib", "decoding_mib")
+"""Seconds, and peak memory beyond what was held before (`eval.cost`)."""
+
+MEASURED = ("bpp", *DISTORTIONS, *COSTS)
+"""What a curve averages. A figure that an image has none of is left blank in its row."""
+
+KEY = ("sha256", "curve", "point")
+COLUMNS = ("image", "width", "height", *KEY, "made_by", "bytes", *MEASURED)
+
+
+class Coding(NamedTuple):
+    """One image, coded: its bytes, what they decode to, and those of `COSTS` that are known."""
+
+    bytes: float
+    decoded: Image.Image
+    costs: dict[str, float]
+
+
+class Curve(Protocol):
+    """One codec at several points, of which a worker process can be told.
+
+    Attributes:
+        name: of its JSON file, without suffix.
+        title: shown in figures and tables.
+        description: settings and versions.
+        points: operating points, as text.
+        made_by: changes with whatever changes results: a measurement by something else is made anew.
+    """
+
+    name: str
+    title: str
+    description: str
+    points: tuple[str, ...]
+    made_by: str
+
+    def code(self, image: Path, point: str) -> Coding:
+        """Encode a file of an image at a point, and decode it."""
+
+
+class Rows:
+    """A CSV of measurements that is appended to as they are made, and is read back when it is already there."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.by_key: dict[tuple[str, ...], dict[str, str]] = {}
+        if not path.exists():
+            return
+        with path.open(newline="") as file:
+            reader = csv.DictReader(file)
+            if tuple(reader.fieldnames or ()) != COLUMNS:
+                raise HybridFlowError(f"{path} has other columns than this version writes: move it or change -o")
+            self.by_key = {self._key(row): row for row in reader}
+
+    def get(self, digest: str, curve: Curve, point: str) -> dict[str, str] | None:
+        """The row of an image's SHA-256 at this point, if it was made by what the curve is made by."""
+        row = self.by_key.get((digest, curve.name, point))
+        return row if row is not None and row["made_by"] == curve.made_by else None
+
+    def add(self, row: dict) -> None:
+        texts = {column: str(row.get(column, "")) for column in COLUMNS}
+        self.by_key[self._key(texts)] = texts
+        header = not self.path.exists()
+        with self.path.open("a", newline="") as file:
+            writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+            if header:
+                writer.writeheader()
+            writer.writerow(texts)
+
+    def tidy(self) -> None:
+        """Write the file anew: no row that another has replaced, in the order of curve, point and image."""
+        rows = sorted(self.by_key.values(), key=lambda row: (row["curve"], row["point"], row["image"]))
+        part = self.path.with_suffix(".part")
+        with part.open("w", newline="") as file:
+            writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
+        part.replace(self.path)
+
+    @staticmethod
+    def _key(row: dict[str, str]) -> tuple[str, ...]:
+        return tuple(row[column] for column in KEY)
+
+
+def measure(curve: Curve, image: Path, point: str) -> dict:
+    """Code one image at one point -> its row; a figure that is not finite is left out."""
+    original = read_image(image)
+    coding = curve.code(image, point)
+    figures = distortions(original, coding.decoded) | coding.costs
+    return {
+        "image": image.name,
+        "width": original.width,
+        "height": original.height,
+        "sha256": sha256(image),
+        "curve": curve.name,
+        "point": point,
+        "made_by": curve.made_by,
+        "bytes": coding.bytes,
+        "bpp": 8 * coding.bytes / (original.width * original.height),
+        **{name: value for name, value in figures.items() if math.isfinite(value)},
+    }
+
+
+@contextmanager
+def worker_pool(workers: int) -> Iterator[Callable[[Callable, Iterable[tuple]], Iterator]]:
+    """A function (function, arguments of each call) -> results as they come; one worker is this process itself."""
+    if workers == 1:
+        yield lambda function, calls: (function(*call) for call in calls)
+        return
+    executor = ProcessPoolExecutor(workers, get_context("spawn"), torch.set_num_threads, (1,))
+    try:
+        yield lambda function, calls: (
+            future.result() for future in as_completed([executor.submit(function, *call) for call in calls])
+        )
+    finally:
+        executor.shutdown(cancel_futures=True)
+
+
+def readable(images: Sequence[Path]) -> list[Path]:
+    """The images that can be read; the others are named on standard error."""
+    found = []
+    for path in images:
+        try:
+            read_image(path)
+            found.append(path)
+        except ImageError as error:
+            print(f"skipped: {error}", file=sys.stderr)
+    return found
+
+
+def measure_all(curves: Sequence[Curve], images: Sequence[Path], rows: Rows, workers: int = 1) -> None:
+    """Every readable image at every point of every curve: what `rows` lacks is measured and added."""
+    digests = {image: sha256(image) for image in images}
+    wanted = [(curve, image, point) for image in images for curve in curves for point in curve.points]
+    missing = [(curve, image, point) for curve, image, point in wanted if not rows.get(digests[image], curve, point)]
+    with (
+        worker_pool(workers) as run,
+        tqdm(total=len(wanted), initial=len(wanted) - len(missing), unit="row", disable=None) as bar,
+    ):
+        for row in run(measure, missing):
+            rows.add(row)
+            bar.update()
+    rows.tidy()
+
+
+def average(rows: Sequence[dict[str, str]], title: str, description: str) -> dict:
+    """Averages over images at each operating point, in CompressAI's schema: parallel lists, sorted by bpp.
+
+    A figure that any row lacks is left out, so that every average is over the same images.
+    """
+    figures = [figure for figure in MEASURED if all(row[figure] for row in rows)]
+    points = []
+    for point in dict.fromkeys(row["point"] for row in rows):
+        of_point = [row for row in rows if row["point"] == point]
+        averages = {figure: float(np.mean([float(row[figure]) for row in of_point])) for figure in figures}
+        points.append({"point": point, **averages})
+    points.sort(key=lambda averages: averages["bpp"])
+    results = {figure: [averages[figure] for averages in points] for figure in ("point", *figures)}
+    return {"name": title, "description": description, "results": results}
+
+
+def print_table(result: dict) -> None:
+    """A line for every operating point."""
+    results = result["results"]
+    shown = ("bpp", "psnr-rgb", "ms-ssim-rgb", "lpips-alex", "lpips-vgg", "dists", "encoding_time", "decoding_time")
+    shown = [figure for figure in shown if figure in results]
+    print(f"\n{result['name']}\n{'point':<12}" + "".join(f"{figure:>14}" for figure in shown))
+    for i, point in enumerate(results["point"]):
+        print(f"{point:<12}" + "".join(f"{results[figure][i]:14.4f}" for figure in shown))
+
+
+def add_arguments(parser: argparse.ArgumentParser, output: str = "DIR") -> None:
+    """What every command takes that codes a folder of images."""
+    parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="folder of images")
+    parser.add_argument("--workers", type=int, default=1, metavar="N", help="of one thread each (%(default)s)")
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar=output)
+
+
+def run(curves: Sequence[Curve], data: Path, output: Path, csv_name: str, workers: int) -> int:
+    """Measure curves on a folder, write `csv_name` and a JSON a curve -> the exit code: 1 if an image was skipped."""
+    torch.set_num_threads(1)
+    listed = list_images(data)
+    images = readable(listed)
+    if not vgg_metrics():
+        print(HOW_TO_GET_IT, file=sys.stderr)
+    output.mkdir(parents=True, exist_ok=True)
+    rows = Rows(output / csv_name)
+    if images:
+        measure_all(curves, images, rows, workers)
+        digests = {image: sha256(image) for image in images}
+        dataset = describe(images)
+        for curve in curves:
+            found = [rows.get(digests[image], curve, point) for point in curve.points for image in images]
+            result = average(found, curve.title, f"{dataset}; {curve.description}")
+            (output / f"{curve.name}.json").write_text(json.dumps(result, indent=2, allow_nan=False) + "\n")
+            print_table(result)
+    if len(images) < len(listed):
+        print(f"skipped {len(listed) - len(images)} of {len(listed)} images: they could not be read", file=sys.stderr)
+        return 1
+    return 0

@@ -1,0 +1,135 @@
+"""One image under measurement: what its files hold, what every part makes of them, each asked once."""
+
+import functools
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from hybridflow.ablation import Ablations
+from hybridflow.codec import Codec
+from hybridflow.container import Header, pack, unpack
+from hybridflow.continuous import Latent
+from hybridflow.image_io import read_image, tensor_to_image
+from hybridflow.losses import bits
+from hybridflow.metrics import lpips, psnr
+from hybridflow.model import Coded
+
+CHECKS = 6
+"""Bytes of the two checks of a file: one inside the stream, one behind it."""
+
+
+class Photo:
+    """One image: analysed once, and written, read and compared once at every point, however often that is asked for.
+
+    Attributes:
+        indices: the whole index map (1,h,w) int64.
+        file: (quality, schedule) -> the whole `.hf` file, and what it holds.
+        reading: (quality, schedule) -> whether the file gives back what it holds; bits of each section of its stream.
+        latent: quality -> the continuous stream as training sees it.
+        figures: (quality, schedule) -> the decoded image's `compare`.
+        continuous_alone: quality -> estimated bytes of the continuous codec as its own stage left it, and what the
+            decoder that was trained with it makes of them.
+
+    Args:
+        ablations: None if neither stream is asked for alone.
+    """
+
+    def __init__(self, codec: Codec, ablations: Ablations | None, path: Path) -> None:
+        self.codec, self.model, self.ablations = codec, codec.model, ablations
+        self.original = read_image(path)
+        self.analysed = codec.analyse(self.original)
+        self.device = self.analysed.latent.device
+        self.indices = torch.from_numpy(self.analysed.indices)[None].to(self.device)
+        self.file = functools.cache(self._file)
+        self.reading = functools.cache(self._reading)
+        self.latent = functools.cache(self._latent)
+        self.figures = functools.cache(self._figures)
+        self.continuous_alone = functools.cache(self._continuous_alone)
+
+    def y_hat(self, quality: int) -> Tensor:
+        """y^_c (1,M,h,w) of a file of this quality."""
+        return self.model.y_hat(self.file(quality, "none")[1].y, self._tensor(quality))
+
+    def picture(self, pixels: Tensor) -> Image.Image:
+        """A decoder's output (1,3,16h,16w) as an image of the original's size."""
+        return tensor_to_image(pixels.float().clamp(0, 1)[..., : self.original.height, : self.original.width])
+
+    def compare(self, pixels: Tensor) -> dict[str, float]:
+        """LPIPS and PSNR of a decoder's output (1,3,16h,16w)."""
+        decoded = self.picture(pixels)
+        return {"lpips": lpips(self.original, decoded), "psnr": psnr(self.original, decoded)}
+
+    def whole(self, quality: int, schedule: str) -> tuple[int, Tensor]:
+        """Bytes of a file, and what it decodes to."""
+        data, coded = self.file(quality, schedule)
+        return len(data), self.model.synthesise(coded, quality)
+
+    def uncorrected(self, quality: int, schedule: str) -> tuple[int, Tensor]:
+        """Bytes of a file, and what it decodes to without D_corr's features."""
+        data, coded = self.file(quality, schedule)
+        return len(data), self.model.synthesise(coded, quality, corrected=False)
+
+    @torch.inference_mode()
+    def codebook_alone(self, quality: int, schedule: str) -> tuple[float, Tensor]:
+        """Bytes of a file less z and y^_c, and its indices decoded as the tokenizer left D_vq.
+
+        What is not sent is predicted without y^_c. The bytes are fewer than the stream would take by itself, as the
+        index prior reads y^_c.
+        """
+        data, coded = self.file(quality, schedule)
+        sections = self.reading(quality, schedule)[1]
+        indices, sent = (torch.from_numpy(a)[None].to(self.device) for a in (coded.indices, coded.sent))
+        logits = self.ablations.blind_predictor(indices, sent, self.y_hat(quality))
+        codes = self.model.fill_in(indices, sent, logits)
+        return len(data) - (sections["z"] + sections["y"]) / 8, self.ablations.codebook_decoder(codes)
+
+    @torch.inference_mode()
+    def estimated_bytes(self, quality: int, schedule: str) -> float:
+        """What a file takes by training's likelihoods, header and checks included."""
+        header, sent = self._header(quality, schedule), torch.from_numpy(self.file(quality, schedule)[1].sent)[None]
+        latent = self.latent(quality)
+        likelihoods = self.model.index_likelihoods(
+            self.indices, sent.to(self.device), latent.y_gained, self._tensor(quality)
+        )
+        total = sum(float(bits(p)) for p in (*latent.likelihoods.values(), likelihoods))
+        return (total + self.reading(quality, schedule)[1]["schedules"]) / 8 + len(header.pack()) + CHECKS
+
+    def _tensor(self, quality: int) -> Tensor:
+        return torch.tensor([quality], device=self.device)
+
+    def _header(self, quality: int, schedule: str) -> Header:
+        return Header(*self.original.size, quality, schedule, bytes.fromhex(self.codec.model_id))
+
+    def _file(self, quality: int, schedule: str) -> tuple[bytes, Coded]:
+        header = self._header(quality, schedule)
+        stream, coded = self.model.write(self.analysed, quality, schedule, header.pack(), self.codec.probability)
+        return pack(header, stream), coded
+
+    def _reading(self, quality: int, schedule: str) -> tuple[bool, dict[str, float]]:
+        data, written = self.file(quality, schedule)
+        header, stream = unpack(data)
+        sections: dict[str, float] = {}
+        shape = self.analysed.indices.shape
+        read = self.model.read(
+            stream, *shape, quality, schedule, header.pack(), self.codec.probability, sections=sections
+        )
+        true = np.where(read.sent, self.analysed.indices, 0)
+        intact = np.array_equal(read.indices, true) and all(map(np.array_equal, read, written))
+        return intact, sections
+
+    @torch.inference_mode()
+    def _latent(self, quality: int) -> Latent:
+        return self.model.continuous(self.analysed.image, self._tensor(quality))
+
+    def _figures(self, quality: int, schedule: str) -> dict[str, float]:
+        return self.compare(self.whole(quality, schedule)[1])
+
+    @torch.inference_mode()
+    def _continuous_alone(self, quality: int) -> tuple[float, Tensor]:
+        latent = self.ablations.continuous_alone(self.analysed.image, self._tensor(quality))
+        size = sum(float(bits(p)) for p in latent.likelihoods.values()) / 8
+        size += len(self._header(quality, "none").pack()) + CHECKS
+        return size, self.ablations.light_synthesis(latent.y_hat)

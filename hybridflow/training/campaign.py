@@ -1,0 +1,127 @@
+"""A plan of stages, trained in calls of some minutes, each going on from what the last one left."""
+
+import json
+import shutil
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hybridflow.checkpoint import split_parts
+from hybridflow.distributed import mean_over_processes
+from hybridflow.errors import TrainingError
+from hybridflow.training.config import load_config, load_plan
+from hybridflow.training.data import PhotoSet, validation_crops
+from hybridflow.training.freeze import SIDE, freeze_weights
+from hybridflow.training.loop import Run, start_processes
+from hybridflow.training.saving import replace_atomically
+from hybridflow.training.stages import STAGES
+from hybridflow.training.streaming import open_photos
+
+LARGEST_PART = 16 * 2**20
+"""Bytes of a part's file that are not exceeded without a word."""
+
+
+class Campaign:
+    """A folder with `parts/`, a half-precision file for every part trained and `campaign.json`, and a run folder for
+    every stage that was trained here.
+
+    Attributes:
+        ledger: content of `campaign.json`; under "stages", in their order, what was run of each and measured.
+
+    Args:
+        preset: name of a shipped configuration, whose plan it is.
+        out: the folder.
+        init: `parts/` of an earlier call whose folder is lost; read only if `out` has none.
+        total_minutes: of all stages together, earlier calls counted; the plan's own by default.
+
+    Raises:
+        TrainingError: the parts are of another preset, or `init` holds none.
+    """
+
+    def __init__(self, preset: str, out: Path, init: Path | None, total_minutes: float | None) -> None:
+        self.preset, self.out, self.parts = preset, out, out / "parts"
+        minutes, shares = load_plan(preset)
+        self.budgets = {stage: share * (total_minutes or minutes) for stage, share in shares.items()}
+        if init is not None and not self.parts.exists():
+            if not (init / "campaign.json").exists():
+                raise TrainingError(f"{init} holds no campaign.json: name the parts/ folder that a campaign left")
+            shutil.copytree(init, self.parts)
+        self.ledger: dict[str, Any] = {"preset": preset, "stages": {}}
+        if (self.parts / "campaign.json").exists():
+            self.ledger = json.loads((self.parts / "campaign.json").read_text())
+        if self.ledger["preset"] != preset:
+            raise TrainingError(f"{self.parts} is of preset {self.ledger['preset']}: choose it, or another --out")
+
+    @property
+    def next_stage(self) -> str | None:
+        """The first stage of the plan that is not finished."""
+        entries = self.ledger["stages"]
+        return next((stage for stage in self.budgets if not entries.get(stage, {}).get("finished")), None)
+
+    def train(self, data: Path, minutes: float, device: str, settings: list[str]) -> None:
+        """Train the stages that come next until the call's minutes have passed, or a signal asks to end.
+
+        Args:
+            data: folder of images or tar shards.
+            device: "cpu" or "cuda".
+            settings: "key=value" strings that go over every stage's configuration.
+
+        Raises:
+            TrainingError: a setting or the data is wrong.
+        """
+        end = time.monotonic() + 60 * minutes
+        accelerator = start_processes(device)
+
+        def minutes_left() -> float:
+            """The same in every process."""
+            left = torch.tensor(end - time.monotonic(), device=accelerator.device)
+            return float(mean_over_processes(left)) / 60
+
+        opened: dict[Any, Any] = {}
+        while (stage := self.next_stage) is not None and minutes_left() > 0:
+            clock = [f"max_minutes={self.budgets[stage]}", "max_steps=null"]
+            config = load_config(stage, self.preset, settings + clock)
+            held = (config.streaming, config.crop, config.transpose, config.downscale, config.jitter)
+            if held not in opened:
+                opened = {held: open_photos(data, config, accelerator.device)}
+            earlier = self.ledger["stages"].get(stage, {"minutes": 0.0, "steps": 0})
+            if stage == "refit" and not earlier["minutes"] and accelerator.is_main_process:
+                self._freeze(data)
+            accelerator.wait_for_everyone()
+            folder = self.out / stage
+            resume = (folder / "state.pt").exists()
+            init = self.parts if self.ledger["stages"] and not resume else None
+            validation = validation_crops(data, config.validation_crops, config.crop)
+            photos, spent = opened[held], earlier["minutes"]
+            run = Run(stage, self.preset, config, photos, folder, init, resume, accelerator, validation, spent)
+            run.train(minutes_left())
+            self._keep(stage, run, run.step if resume else earlier["steps"] + run.step)
+            if not run.over:
+                break
+
+    def _freeze(self, data: Path) -> None:
+        """freeze-bits, before what reads the bits is refitted."""
+        frozen = self.out / "frozen.safetensors"
+        freeze_weights(self.parts, self.preset, frozen, PhotoSet(data, "validation", min_side=SIDE))
+        split_parts(frozen, self.parts, ["continuous"])
+
+    def _keep(self, stage: str, run: Run, steps: int) -> None:
+        """Put the stage's parts, and what was run and measured, where the next call finds them."""
+        self.ledger["stages"][stage] = {
+            "finished": run.over,
+            "minutes": run.minutes,
+            "steps": steps,
+            "config": asdict(run.config),
+            "validation": run.measured,
+        }
+        if run.accelerator.is_main_process:
+            names = [*STAGES[stage].trained, *STAGES[stage].kept]
+            for path in split_parts(run.out / "weights.safetensors", self.parts, names):
+                if path.stat().st_size > LARGEST_PART:
+                    print(f"{path}: {path.stat().st_size:,} bytes, more than {LARGEST_PART:,}")
+            text = json.dumps(self.ledger, indent=2) + "\n"
+            replace_atomically(self.parts / "campaign.json", lambda path: path.write_text(text))
+        run.accelerator.wait_for_everyone()

@@ -1,0 +1,175 @@
+"""freeze-bits: quantise the trained networks of the exact path to the integers of `hybridflow.exact`, bake the tables.
+
+After training and without gradients: int8 weights with a scale an output channel (Krishnamoorthi, arXiv 1806.08342,
+section 3), 7-bit activations whose ranges are measured on photos at all qualities. A ReLU network takes a
+range for every channel: what that multiplies a channel by, the next layer's weights divide out (Nagel et al., ICCV
+2019, section 4.1).
+"""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from copy import deepcopy
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from hybridflow.ablation import Ablations
+from hybridflow.checkpoint import load_parts
+from hybridflow.container import QUALITIES
+from hybridflow.continuous import ContinuousCodec
+from hybridflow.draws import Draws
+from hybridflow.exact import ACTIVATION_MAX, EXPONENTIALS, LOGIT_STEPS, SHIFT, IntegerConv
+from hybridflow.masking import random_mask
+from hybridflow.model import HybridFlow
+from hybridflow.probability import MEAN_STEPS, ContextModel, QualityTable
+from hybridflow.training.data import PhotoSet
+
+COUNT, SIDE = 64, 256
+"""Photos and side of their crops, in pixels, on which activations are measured."""
+BATCH = 8
+WEIGHT_MAX = 127
+EXPONENTIAL_BITS = 30
+CLIPS = torch.linspace(0.3, 1.0, 15)
+"""Shares of a channel's largest activation that are tried as its range."""
+_TINY = 1e-9
+
+
+@torch.no_grad()
+def freeze(model: HybridFlow, images: Tensor) -> None:
+    """Freeze what is not frozen yet: the continuous codec's probability networks and tables, the index prior.
+
+    Args:
+        model: trained; left in eval mode.
+        images: (N,3,H,W) in [0,1], H and W multiples of 16, on which activations are measured; qualities are spread
+            over them.
+    """
+    model.eval()
+    quality = torch.linspace(0, QUALITIES - 1, len(images)).round().long().to(images.device)
+    batches = list(zip(images.split(BATCH), quality.split(BATCH)))
+    if not model.continuous.exact.frozen:
+        model.update(force=True)
+        _freeze_latent_model(model.continuous, batches)
+    if not model.index_prior.exact.frozen:
+        _freeze_index_prior(model, batches)
+
+
+def freeze_weights(weights: Path, preset: str, out: Path, photos: PhotoSet) -> None:
+    """Freeze a run's weights: the freeze-bits stage.
+
+    Args:
+        weights: safetensors of a run.
+        out: safetensors to write, for `refit` to start from.
+        photos: to measure activations on.
+    """
+    model = HybridFlow(preset)
+    ablations = Ablations(model.preset)
+    load_parts(weights, model, ablations)
+    freeze(model, photos.centre_crops(COUNT, SIDE))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    tensors = model.state_dict() | ablations.state_dict()
+    save_file({key: value.contiguous() for key, value in tensors.items()}, out)
+
+
+def _freeze_latent_model(codec: ContinuousCodec, batches: list[tuple[Tensor, Tensor]]) -> None:
+    hyper, context, exact = codec.hyper_synthesis, codec.context, codec.exact
+    body = context.body
+    with _units(hyper.middle[0], hyper.middle[3], hyper.middle[5], body[0], body[2], body[4]) as units:
+        for images, quality in batches:
+            codec(images, quality)
+    inward, doubled, middle, hidden, first, second = units
+
+    _quantise(exact.inward, *_affine(hyper.inward, hyper.quality), 1, inward)
+    _quantise(exact.upward, *_affine(hyper.middle[1]), inward, doubled.repeat_interleave(4))
+    _quantise(exact.middle, *_affine(hyper.middle[4]), doubled, middle)
+    # Hyper-synthesis ends, and the context model begins, with a linear layer: the two are frozen as their product.
+    reader, reader_bias = _affine(context.features)
+    weight, bias = _affine(hyper.outward[0])
+    weight = torch.einsum("of,fpi->opi", reader, weight.unflatten(0, (-1, 4))).flatten(0, 1)
+    bias = (reader @ bias.view(-1, 4)).view(1, -1)
+    _quantise(exact.outward, weight, bias, middle, hidden.repeat_interleave(4))
+    weight, bias = _affine(context.known, context.quality)
+    _quantise(exact.known, weight, bias + reader_bias, 1 / MEAN_STEPS, hidden)
+    exact.step.copy_(_fixed_point(context.step / hidden))
+    _quantise(exact.first, *_affine(body[1]), hidden, first)
+    _quantise(exact.second, *_affine(body[3]), first, second)
+    weight, bias = _affine(context.out)
+    slope = torch.tensor([MEAN_STEPS, ContextModel.SCALE_SLOPE]).repeat_interleave(context.channels).to(weight)
+    start = torch.tensor([0, ContextModel.SCALE_START]).repeat_interleave(context.channels).to(weight)
+    _quantise(exact.out, weight * slope[:, None], bias * slope + start, second, 1)
+
+
+def _freeze_index_prior(model: HybridFlow, batches: list[tuple[Tensor, Tensor]]) -> None:
+    prior, exact = model.index_prior, model.index_prior.exact
+    latent, out = prior.latent, prior.out
+    with _units(latent[1], latent[3], out[0], out[2]) as units:
+        for images, quality in batches:
+            indices = model.indices_of(images)
+            draws = Draws(0, 0, torch.arange(len(images), device=images.device))
+            for sent in (torch.ones_like(indices, dtype=torch.bool), random_mask(draws, *indices.shape[1:])):
+                model.index_likelihoods(indices, sent, model.continuous(images, quality).y_gained, quality)
+    first, second, third, hidden = units
+
+    _quantise(exact.first, *_affine(latent[0]), 1 / MEAN_STEPS, first)
+    _quantise(exact.second, *_affine(latent[2]), first, second)
+    _quantise(exact.third, *_affine(latent[4], prior.quality), second, third)
+    embedding = prior.embedding.weight.double()
+    unit = embedding.abs().amax(0).clamp(min=_TINY) / WEIGHT_MAX
+    exact.embedding.copy_((embedding / unit).round())
+    _quantise(exact.known, *_affine(prior.known), unit, third)
+    exact.step.copy_(_fixed_point(prior.step / third))
+    _quantise(exact.hidden, *_affine(out[1]), third, hidden)
+    _quantise(exact.out, *_affine(out[3]), hidden, 1 / LOGIT_STEPS)
+    exponents = -torch.arange(EXPONENTIALS, dtype=torch.float64) / LOGIT_STEPS
+    exact.exponential.copy_((2**EXPONENTIAL_BITS * exponents.exp()).round())
+
+
+def _affine(layer: nn.Conv2d | nn.Linear, quality: QualityTable | None = None) -> tuple[Tensor, Tensor]:
+    """Weights (out, in * k * k) and biases (1, out), or (QUALITIES, out) with a quality table, in float64."""
+    bias = layer.bias.double()[None]
+    if quality is not None:
+        bias = bias + deepcopy(quality).double()(torch.arange(QUALITIES, device=bias.device))
+    return layer.weight.double().flatten(1), bias
+
+
+@contextmanager
+def _units(*rectifiers: nn.ReLU) -> Iterator[list[Tensor]]:
+    """Filled, at the end, with the step of each rectifier's 7-bit activations: (C,) float64 each, by `_step`."""
+    seen: list[list[Tensor]] = [[] for _ in rectifiers]
+    units: list[Tensor] = []
+    with ExitStack() as hooks:
+        for rectifier, outputs in zip(rectifiers, seen):
+
+            def keep(module: nn.Module, arguments: tuple, output: Tensor, outputs: list = outputs) -> None:
+                outputs.append(output.movedim(1, -1).flatten(0, -2))
+
+            hooks.callback(rectifier.register_forward_hook(keep).remove)
+        yield units
+    units.extend(_step(torch.cat(outputs)) for outputs in seen)
+
+
+def _step(activations: Tensor) -> Tensor:
+    """Activations (N,C), not negative -> the step (C,) float64 between 7-bit values with the least squared error."""
+    largest = activations.amax(0)
+    steps = CLIPS.to(largest)[:, None] * largest.clamp(min=1e-3 * float(largest.max()) + _TINY) / ACTIVATION_MAX
+    errors = [((activations / s).round().clamp(max=ACTIVATION_MAX) * s - activations).square().mean(0) for s in steps]
+    return steps.gather(0, torch.stack(errors).argmin(0)[None])[0].double()
+
+
+def _quantise(
+    target: IntegerConv, weight: Tensor, bias: Tensor, unit_in: Tensor | float, unit_out: Tensor | float
+) -> None:
+    """Fill a layer from weights (out, in * k * k) and biases (rows, out); units are what an integer stands for, one
+    for all channels or one each."""
+    unit_in = torch.as_tensor(unit_in).to(weight).reshape(-1, 1)
+    scaled = (weight.unflatten(1, (len(unit_in), -1)) * unit_in).flatten(1) / torch.as_tensor(unit_out).reshape(-1, 1)
+    scale = scaled.abs().amax(1).clamp(min=_TINY) / WEIGHT_MAX
+    target.weight.copy_((scaled / scale[:, None]).round())
+    target.multiplier.copy_(_fixed_point(scale).clamp(min=1))
+    target.bias.copy_(_fixed_point(bias / unit_out))
+
+
+def _fixed_point(x: Tensor) -> Tensor:
+    """Units of 2**-SHIFT, saturated to 32 bits."""
+    return (x * 2**SHIFT).round().clamp(-(2**31), 2**31 - 1)

@@ -1,0 +1,103 @@
+"""Photos of tar shards that are read again and again, for sets that do not fit into memory."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from hybridflow.draws import Draws
+from hybridflow.errors import TrainingError
+from hybridflow.training.config import TrainConfig
+from hybridflow.training.data import Augmentation, PackedPhotos, PhotoSet, decode_photo, in_split, name_broken
+from hybridflow.training.extra import needed
+
+
+def _named_file(sample: dict[str, Any]) -> tuple[str, bytes] | None:
+    """A sample of webdataset, which sorts a shard's files by their names without suffix, as (name, bytes)."""
+    for suffix, data in sample.items():
+        if "." + suffix.rpartition(".")[2].lower() in Image.registered_extensions():
+            return f"{sample['__key__']}.{suffix}", data
+    return None
+
+
+class StreamedPhotos:
+    """The train split of tar shards, read by webdataset in worker processes, each photo cropped once when it comes.
+
+    Which photos come is not seeded: a resumed run meets others, every process its own. Crops and all else are drawn as
+    they are of a `PhotoSet`. A broken image is skipped, counted in `broken` and named in a warning.
+
+    Args:
+        folder: tar shards.
+        device: where crops are made.
+        min_side: smaller photos are left out.
+        workers: processes that decode; all cores by default.
+        shuffled: photos that each worker holds to draw the next from.
+
+    Raises:
+        TrainingError: the folder holds no shard, webdataset is not installed, or no photo comes.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        device: torch.device | str = "cpu",
+        min_side: int = 1,
+        augmentation: Augmentation = Augmentation(),
+        workers: int | None = None,
+        shuffled: int = 500,
+    ) -> None:
+        wds = needed("webdataset")
+        self.shards = [str(path) for path in sorted(Path(folder).glob("*.tar"))]
+        if not self.shards:
+            raise TrainingError(f"{folder}: no .tar shard to stream: put the photos in shards, or leave streaming out")
+        self.device, self.min_side, self.augmentation = torch.device(device), min_side, augmentation
+        self.broken = 0
+        pipeline = wds.DataPipeline(
+            wds.ResampledShards(self.shards),
+            wds.tarfile_to_samples(handler=wds.warn_and_continue),
+            wds.map(_named_file),
+            wds.select(_of_train_split),
+            wds.shuffle(shuffled),
+            wds.map(decode_photo),
+        )
+        workers = os.cpu_count() if workers is None else workers
+        self._decoded = iter(DataLoader(pipeline, batch_size=None, num_workers=workers))
+        self._photos = self._whole_ones()
+
+    def _whole_ones(self) -> Iterator[np.ndarray]:
+        unfit = 0
+        for name, pixels in self._decoded:
+            if pixels is None:
+                self.broken += 1
+                name_broken([name])
+            elif min(pixels.shape[:2]) >= self.min_side:
+                unfit = 0
+                yield np.asarray(pixels)
+                continue
+            unfit += 1
+            if unfit > 10_000:
+                break
+        folder = Path(self.shards[0]).parent
+        raise TrainingError(f"{folder}: no whole photo of at least {self.min_side} pixels a side: name other shards")
+
+    def crops(self, size: int, draws: Draws) -> Tensor:
+        """Random crops (B,3,size,size) in [0,1], in channels-last memory, one of each of the next B photos."""
+        photos = PackedPhotos([next(self._photos) for _ in range(len(draws))], self.device)
+        return photos.crop(torch.arange(len(draws), device=self.device), size, draws, self.augmentation)
+
+
+def _of_train_split(named: tuple[str, bytes] | None) -> bool:
+    return named is not None and in_split(named[0], "train")
+
+
+def open_photos(folder: Path, config: TrainConfig, device: torch.device) -> PhotoSet | StreamedPhotos:
+    """The train split of a folder, held in memory or streamed, as the configuration wants it."""
+    kind = StreamedPhotos if config.streaming else PhotoSet
+    augmentation = Augmentation(config.transpose, config.downscale, config.jitter)
+    return kind(folder, device=device, min_side=config.crop, augmentation=augmentation)

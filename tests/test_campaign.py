@@ -1,0 +1,85 @@
+"""A campaign goes through its plan, in one call or many, and leaves the parts of every stage."""
+
+import json
+
+import pytest
+import torch
+from conftest import SMALL
+from PIL import Image
+from safetensors.torch import load_file
+
+from hybridflow.cli import main
+from hybridflow.errors import TrainingError
+from hybridflow.training import campaign
+from hybridflow.training.campaign import Campaign
+from hybridflow.training.config import load_plan
+from hybridflow.training.stages import STAGES
+
+QUICK = ["batch=2", "crop=64", "validation_crops=1", "quantise_from=0", "warmup_steps=1", "relaxed_rate=1"]
+
+
+@pytest.fixture(scope="module")
+def folder(photos, tmp_path_factory):
+    """A photo of each split."""
+    folder = tmp_path_factory.mktemp("photos")
+    with Image.open(photos[2]) as image:
+        for number in (50, 51):
+            image.crop((200, 100, 456, 356)).save(folder / f"{number}.png")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch):
+    """The plan of `tiny`, a smaller model, little to measure activations on."""
+    monkeypatch.setattr("hybridflow.model.PRESETS", {"tiny": SMALL})
+    monkeypatch.setattr("hybridflow.training.freeze.COUNT", 1)
+
+
+@pytest.mark.parametrize("preset", ["tiny", "base"])
+def test_a_plan_shares_all_its_minutes_among_stages_in_their_order(preset):
+    minutes, shares = load_plan(preset)
+    assert minutes > 0 and sum(shares.values()) == pytest.approx(1)
+    assert list(shares) == [stage for stage in STAGES if stage in shares]
+
+
+def test_calls_and_machines_share_a_campaign(folder, tmp_path):
+    first = Campaign("tiny", tmp_path / "one", None, 4)
+    first.train(folder, 0.06, "cpu", QUICK)
+    parts = tmp_path / "one" / "parts"
+    begun = json.loads((parts / "campaign.json").read_text())["stages"]
+    assert first.next_stage == "tokenizer" and list(begun) == ["tokenizer"]
+    assert not begun["tokenizer"]["finished"] and begun["tokenizer"]["steps"] > 0
+
+    minutes, (_, shares) = 0.12, load_plan("tiny")
+    second = Campaign("tiny", tmp_path / "two", parts, minutes)
+    second.train(folder, 5, "cpu", QUICK)
+    assert second.next_stage is None
+    parts = tmp_path / "two" / "parts"
+    entries = json.loads((parts / "campaign.json").read_text())["stages"]
+    assert list(entries) == list(shares)
+    for stage, entry in entries.items():
+        assert entry["finished"] and entry["steps"] > 0
+        assert entry["minutes"] >= minutes * shares[stage] and entry["config"]["batch"] == 2
+    assert entries["tokenizer"]["steps"] >= begun["tokenizer"]["steps"]
+    assert {"loss", "bpp", "psnr", "lpips"} <= set(entries["refit"]["validation"])
+
+    made = {path.stem for path in parts.glob("*.safetensors")}
+    assert made == {part for stage in shares for part in (*STAGES[stage].trained, *STAGES[stage].kept)}
+    assert load_file(parts / "continuous.safetensors")["continuous.exact.out.multiplier"].any()
+    assert load_file(parts / "correction.safetensors")["correction.trunk.entries.0.weight"].dtype == torch.float16
+
+
+def test_a_preset_or_folder_that_does_not_fit_is_refused(folder, tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(TrainingError, match="campaign.json"):
+        Campaign("tiny", tmp_path / "out", tmp_path / "empty", None)
+    (tmp_path / "out" / "parts").mkdir(parents=True)
+    (tmp_path / "out" / "parts" / "campaign.json").write_text(json.dumps({"preset": "base", "stages": {}}))
+    with pytest.raises(TrainingError, match="base"):
+        Campaign("tiny", tmp_path / "out", None, None)
+
+
+def test_the_command_says_what_comes_next(folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(campaign.Campaign, "train", lambda self, *arguments: None)
+    assert main(["campaign", "--data", str(folder), "--out", str(tmp_path), "--minutes", "1"]) == 0
+    assert "tokenizer comes next" in capsys.readouterr().out

@@ -1,0 +1,131 @@
+"""From curves to files: rows that are kept or made anew, averages, workers, CompressAI's plot tool."""
+
+import csv
+import json
+import runpy
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from eval.baselines import Baseline
+from eval.curves import COLUMNS, Coding, Rows, average, measure_all, run
+from eval.datasets import sha256
+from hybridflow.image_io import read_image
+
+
+@dataclass(frozen=True)
+class Darker:
+    """A codec of one byte a point that darkens."""
+
+    points: tuple[str, ...] = ("2", "1")
+    made_by: str = "first"
+    name: str = "darker"
+    title: str = "Darker"
+    description: str = "subtracts"
+
+    def code(self, image: Path, point: str) -> Coding:
+        level = int(point)
+        return Coding(10 * level, read_image(image).point(lambda v: max(v - 10 // level, 0)), {"encoding_time": 0.5})
+
+
+@pytest.fixture
+def folder(photos, tmp_path) -> Path:
+    """Crops of two photos."""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for photo in photos[:2]:
+        with Image.open(photo) as image:
+            image.crop((300, 200, 372, 248)).save(folder / photo.name)
+    return folder
+
+
+def row(point: str, bpp: float, **figures: float) -> dict[str, str]:
+    values = dict.fromkeys(COLUMNS, "") | {"point": point, "bpp": bpp} | figures
+    return {column: str(value) for column, value in values.items()}
+
+
+def test_a_curve_averages_images_and_is_sorted_by_bpp():
+    rows = [
+        row("63:1_4", 0.08, **{"psnr-rgb": 30.0}), row("0:1_4", 0.01, **{"psnr-rgb": 20.0}),
+        row("63:1_4", 0.06, **{"psnr-rgb": 26.0}), row("0:1_4", 0.03, **{"psnr-rgb": 22.0}),
+    ]
+    results = average(rows, "name", "description")["results"]
+    assert results["point"] == ["0:1_4", "63:1_4"]
+    assert results["bpp"] == pytest.approx([0.02, 0.07])
+    assert results["psnr-rgb"] == pytest.approx([21.0, 28.0])
+
+
+def test_a_figure_that_some_image_lacks_is_left_out_of_the_curve():
+    rows = [row("0", 0.01, **{"ms-ssim-rgb": 0.9}), row("0", 0.02)]
+    assert set(average(rows, "name", "description")["results"]) == {"point", "bpp"}
+
+
+def test_rows_already_there_are_kept_and_others_are_made_anew(folder, tmp_path, monkeypatch):
+    images, path = sorted(folder.iterdir()), tmp_path / "rows.csv"
+    coded = []
+    code = Darker.code
+    monkeypatch.setattr(Darker, "code", lambda self, *job: coded.append(job) or code(self, *job))
+    measure_all([Darker(points=("1",))], images, Rows(path))
+    measure_all([Darker()], images, Rows(path))
+    assert [point for _, point in coded] == ["1", "1", "2", "2"]
+    measure_all([Darker(made_by="second")], images, Rows(path))
+    assert len(coded) == 8
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["point"], row["made_by"]) for row in rows] == [("1", "second")] * 2 + [("2", "second")] * 2
+
+
+def test_a_stopped_run_keeps_its_rows(folder, tmp_path, monkeypatch):
+    images, path = sorted(folder.iterdir()), tmp_path / "rows.csv"
+    monkeypatch.setattr("eval.curves.distortions", lambda *_: 1 / 0)
+    rows = Rows(path)
+    rows.add({"sha256": sha256(images[0]), "curve": "darker", "point": "1", "made_by": "first"})
+    with pytest.raises(ZeroDivisionError):
+        measure_all([Darker()], images, rows)
+    assert Rows(path).get(sha256(images[0]), Darker(), "1")
+
+
+def test_another_csv_is_refused_and_left_alone(tmp_path):
+    path = tmp_path / "rows.csv"
+    path.write_text("a,b\n1,2\n")
+    with pytest.raises(Exception, match="other columns"):
+        Rows(path)
+    assert path.read_text() == "a,b\n1,2\n"
+
+
+def test_an_unreadable_image_is_named_and_counted(folder, tmp_path, capsys):
+    (folder / "broken.png").write_bytes(min(folder.iterdir()).read_bytes()[:500])
+    assert run([Darker()], folder, tmp_path / "out", "rows.csv", workers=1) == 1
+    errors = capsys.readouterr().err
+    assert "broken.png" in errors and "skipped 1 of 3 images" in errors
+    result = json.loads((tmp_path / "out" / "darker.json").read_text())
+    assert result["results"]["point"] == ["1", "2"] and "2 images" in result["description"]
+
+
+def test_identical_pictures_leave_no_infinity_behind(folder, tmp_path):
+    assert run([Darker(points=("99",))], folder, tmp_path, "rows.csv", workers=1) == 0
+    text = (tmp_path / "darker.json").read_text()
+    assert "psnr-rgb" not in text and "Infinity" not in text and "lpips-alex" in text
+
+
+def test_workers_measure_the_same(folder, tmp_path):
+    curves = [Baseline("jpeg", (1, 5))]
+    run(curves, folder, tmp_path / "one", "rows.csv", workers=1)
+    run(curves, folder, tmp_path / "two", "rows.csv", workers=2)
+    one, two = (json.loads((tmp_path / name / "jpeg.json").read_text())["results"] for name in ("one", "two"))
+    for figure in ("point", "bpp", "psnr-rgb"):
+        assert one[figure] == two[figure]
+    assert one["lpips-alex"] == pytest.approx(two["lpips-alex"], abs=1e-4)
+
+
+def test_compressais_plot_tool_draws_our_curves(folder, tmp_path, monkeypatch):
+    run([Darker()], folder, tmp_path, "rows.csv", workers=1)
+    picture = tmp_path / "curve.png"
+    arguments = ["plot", "-f", str(tmp_path / "darker.json"), "-m", "psnr", "-o", str(picture)]
+    monkeypatch.setattr(sys, "argv", arguments)
+    monkeypatch.setenv("MPLBACKEND", "agg")
+    runpy.run_module("compressai.utils.plot", run_name="__main__")
+    assert Image.open(picture).width > 100

@@ -1,0 +1,65 @@
+"""Metrics against the packages that define them; those on VGG16 where it is on this machine."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from eval import vgg
+from eval.distortion import distortions, vgg_metrics
+from hybridflow.image_io import image_to_tensor, read_image
+
+EXAMPLES = Path(__file__).parent / "lpips_examples"
+
+needs_vgg = pytest.mark.skipif(vgg.load_features() is None, reason="no VGG16: python -m eval.vgg fetches it")
+
+
+@pytest.fixture
+def reference():
+    return read_image(EXAMPLES / "ex_ref.png")
+
+
+@pytest.mark.parametrize(("name", "alex", "vgg16"), [("ex_p0", 0.722, 0.569), ("ex_p1", 0.138, 0.422)])
+def test_lpips_gives_the_official_values(reference, name, alex, vgg16):
+    figures = distortions(reference, read_image(EXAMPLES / f"{name}.png"))
+    assert figures["lpips-alex"] == pytest.approx(alex, abs=5e-4)
+    assert figures.get("lpips-vgg", vgg16) == pytest.approx(vgg16, abs=5e-4)
+
+
+def test_ms_ssim_is_that_of_its_package(photos):
+    pytorch_msssim = pytest.importorskip("pytorch_msssim")
+    original = read_image(photos[0]).crop((0, 0, 192, 176))
+    decoded = original.resize((96, 88)).resize(original.size)
+    x, x_hat = image_to_tensor(original), image_to_tensor(decoded)
+    expected = pytorch_msssim.MS_SSIM(data_range=1.0)(x, x_hat)
+    assert distortions(original, decoded)["ms-ssim-rgb"] == pytest.approx(float(expected), abs=1e-6)
+
+
+@needs_vgg
+def test_dists_is_that_of_its_package_and_zero_for_equal_images(reference):
+    distorted = read_image(EXAMPLES / "ex_p0.png")
+    assert distortions(reference, reference)["dists"] == pytest.approx(0, abs=1e-6)
+    dists = vgg_metrics()["dists"]
+    assert type(dists).__module__.startswith("DISTS_pytorch")
+    direct = dists(image_to_tensor(reference), image_to_tensor(distorted))
+    assert distortions(reference, distorted)["dists"] == pytest.approx(float(direct)) and direct > 0.1
+
+
+def test_without_vgg_its_figures_are_left_out(reference, monkeypatch, tmp_path):
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    vgg_metrics.cache_clear()
+    figures = distortions(reference, reference)
+    vgg_metrics.cache_clear()
+    assert not {"lpips-vgg", "dists"} & set(figures) and "lpips-alex" in figures
+
+
+def test_another_archive_is_refused():
+    with pytest.raises(ValueError, match="not the one that is known"):
+        vgg.features_from_archive(b"no archive")
+
+
+def test_small_images_have_fewer_figures():
+    tiny = Image.new("RGB", (8, 8), "red")
+    assert set(distortions(tiny, tiny)) >= {"psnr-rgb", "lpips-alex"}
+    assert not {"ms-ssim-rgb", "lpips-vgg", "dists"} & set(distortions(tiny, tiny))

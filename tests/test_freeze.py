@@ -1,0 +1,144 @@
+"""freeze-bits: integers follow the floats, only what is not frozen is frozen, and training forgets what it changes."""
+
+import pytest
+import torch
+from conftest import SMALL, random_model, spread_out
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from hybridflow.cli import main
+from hybridflow.errors import CheckpointError
+from hybridflow.exact import ACTIVATION_MAX, SHIFT
+from hybridflow.model import HybridFlow
+from hybridflow.training.config import TrainConfig
+from hybridflow.training.data import PhotoSet
+from hybridflow.training.freeze import _step, freeze
+from hybridflow.training.loop import Run, start_processes
+
+
+@pytest.fixture(scope="module")
+def photo(photos):
+    with Image.open(photos[0]) as image:
+        return image.convert("RGB").crop((200, 100, 456, 356))
+
+
+@pytest.fixture(scope="module")
+def folder(photo, tmp_path_factory):
+    """One photo of each split."""
+    folder = tmp_path_factory.mktemp("photos")
+    for number in (50, 51):
+        photo.save(folder / f"{number}.png")
+    return folder
+
+
+def noise(batch=8, side=128):
+    coarse = torch.rand(batch, 3, side // 8, side // 8, generator=torch.Generator().manual_seed(3))
+    return torch.nn.functional.interpolate(coarse, scale_factor=8, mode="bilinear")
+
+
+@torch.inference_mode()
+def estimates(model, image):
+    """Bits of y and of all indices: (2, 4 qualities)."""
+    likelihoods = [model(image, quality, "full")["likelihoods"] for quality in (0, 20, 40, 63)]
+    return torch.tensor([[-p[name].double().log2().sum() for p in likelihoods] for name in ("y", "indices")])
+
+
+def test_freezing_costs_next_to_nothing(folder):
+    """Estimated bits of a photo before and after; the networks are random, which is harder than trained ones."""
+    torch.manual_seed(5)
+    model = spread_out(HybridFlow(SMALL)).eval()
+    image = PhotoSet(folder, "validation").centre_crops(1, 256)
+    before = estimates(model, image)
+    freeze(model, noise())
+    after = estimates(model, image)
+    assert not torch.equal(before, after) and (after / before - 1).abs().max() < 0.01
+
+
+@torch.inference_mode()
+def test_means_and_scales_follow_the_floats():
+    model = random_model(0)
+    codec, image, quality = model.continuous, noise(2), torch.tensor([10, 50])
+    gained, z = codec.gain(codec.analysis(image), quality)
+    known = gained.round()
+    mean, scale = codec.exact.distribution(
+        codec.exact.features(z.round().long(), quality), (16 * known).long(), 2, quality
+    )
+    float_mean, float_scale = codec.context(codec.hyper_synthesis(z.round(), quality), known, 2, quality)
+    assert (mean / 16 - float_mean).abs().mean() < 0.02 * float_mean.abs().mean() + 1 / 32
+    assert (scale - float_scale.clamp(0, 63)).abs().mean() < 1
+
+
+def test_the_step_of_activations_spares_outliers_and_covers_the_rest():
+    values = torch.rand(100_000, 3, generator=torch.Generator().manual_seed(0))
+    values[0, 1] = 3
+    values[:, 2] = 0
+    step = ACTIVATION_MAX * _step(values)
+    assert 0.9 < step[0] < 1.01 and 0.9 < step[1] < 2.5 and 0 < step[2] < 0.1
+
+
+def test_only_what_is_not_frozen_is_frozen():
+    model = random_model(0)
+    latent = {name: value.clone() for name, value in model.continuous.exact.named_buffers()}
+    tables = model.continuous.z_counts.clone()
+    with torch.no_grad():
+        model.continuous.context.out.bias.add_(1)
+        model.continuous.entropy_bottleneck.matrices[0].add_(1)
+        model.index_prior.out[3].bias[0] += 2
+    before = model.index_prior.exact.out.bias.clone()
+    freeze(model, noise())
+    assert torch.equal(model.index_prior.exact.out.bias, before)
+    model.index_prior.exact.thaw()
+    freeze(model, noise())
+    moved = model.index_prior.exact.out.bias[0, 0] - before[0, 0]
+    assert moved == pytest.approx(2 * 128 << SHIFT, rel=1e-3)
+    assert all(torch.equal(value, latent[name]) for name, value in model.continuous.exact.named_buffers())
+    assert torch.equal(model.continuous.z_counts, tables)
+
+
+@pytest.mark.parametrize("stage, thawed", [("correction", []), ("refit", ["index_prior"]), ("joint", ["continuous"])])
+def test_training_forgets_the_integers_of_what_it_trains(stage, thawed, folder, tmp_path):
+    weights = {key: value.contiguous() for key, value in random_model(0).state_dict().items()}
+    save_file(weights, tmp_path / "frozen.safetensors")
+    config = TrainConfig(batch=1, crop=64, max_steps=1, relaxed_rate=1)
+    run = Run(stage, SMALL, config, PhotoSet(folder, "train"), tmp_path, tmp_path / "frozen.safetensors", False, start_processes("cpu"))
+    model = run.stage.model
+    assert model.continuous.exact.frozen == ("continuous" not in thawed)
+    assert model.index_prior.exact.frozen == (stage == "correction")
+    run.train()
+    after = load_file(tmp_path / "weights.safetensors")
+    assert bool(after["continuous.exact.out.multiplier"].any()) == ("continuous" not in thawed)
+
+
+@torch.inference_mode()
+def test_refit_sees_the_frozen_y(folder, tmp_path):
+    frozen = random_model(0)
+    save_file({k: v.contiguous() for k, v in frozen.state_dict().items()}, tmp_path / "frozen.safetensors")
+    config = TrainConfig(batch=1, crop=64, max_steps=1)
+    init = tmp_path / "frozen.safetensors"
+    run = Run("refit", SMALL, config, PhotoSet(folder, "train"), tmp_path, init, False, start_processes("cpu"))
+    image = noise(1)
+    _, coded = frozen.write(frozen.analyse(image), 40, "none")
+    seen = run.stage.model.continuous(image, torch.tensor([40])).y_gained[0]
+    assert (16 * seen.numpy() == coded.y).all()
+
+
+def test_refit_wants_frozen_bits(folder, tmp_path):
+    weights = {key: value.contiguous() for key, value in spread_out(HybridFlow(SMALL)).state_dict().items()}
+    save_file(weights, tmp_path / "joint.safetensors")
+    config = TrainConfig(batch=1, crop=64, max_steps=1)
+    with pytest.raises(CheckpointError, match="hybridflow freeze"):
+        Run("refit", SMALL, config, PhotoSet(folder, "train"), tmp_path, tmp_path / "joint.safetensors", False, start_processes("cpu"))
+
+
+def test_the_command(folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("hybridflow.model.PRESETS", {"tiny": SMALL})
+    model = spread_out(HybridFlow(SMALL))
+    save_file({k: v.contiguous() for k, v in model.state_dict().items()}, tmp_path / "joint.safetensors")
+    out = tmp_path / "frozen" / "weights.safetensors"
+    assert main(["freeze", str(tmp_path / "joint.safetensors"), "--data", str(folder), "--out", str(out)]) == 0
+    assert str(out) in capsys.readouterr().out
+    loaded = HybridFlow(SMALL)
+    weights = load_file(out)
+    assert set(loaded.state_dict()) < set(weights)
+    loaded.load_state_dict({key: weights[key] for key in loaded.state_dict()})
+    assert loaded.probability().channels == SMALL.latent_channels

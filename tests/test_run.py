@@ -1,0 +1,95 @@
+"""The evaluation of a checkpoint with random weights: its points, its ablations, real bytes."""
+
+import csv
+import json
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from eval.run import Point, digest, load_codec, main, spread
+from hybridflow.ablation import Ablations
+
+
+@pytest.fixture
+def folder(photos, tmp_path):
+    """Two small pictures; MS-SSIM has room in the second only."""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for photo, size in zip(photos, ((48, 40), (176, 168))):
+        with Image.open(photo) as image:
+            image.crop((300, 200, 300 + size[0], 200 + size[1])).save(folder / photo.name)
+    return folder
+
+
+def test_points_are_parsed():
+    assert Point.parse("31:1_4") == Point(31, "1_4") and str(Point(31, "1_4")) == "31:1_4"
+
+
+@pytest.mark.parametrize("text", ["31", "64:full", "-1:full", "x:none", "3:1_5", ""])
+def test_a_bad_point_is_named(text):
+    with pytest.raises(Exception, match="is not QUALITY:SCHEDULE"):
+        Point.parse(text)
+
+
+def test_usual_points_span_the_range():
+    points = [(quality, "none") for quality in range(64)]
+    assert [point.quality for point in spread(points)] == [0, 9, 18, 27, 36, 45, 54, 63]
+    assert spread(points[:3]) == points[:3] and spread(points[:1]) == points[:1]
+
+
+def test_any_weight_changes_the_digest(codec):
+    before = digest(codec.model)
+    parameter = next(codec.model.parameters())
+    value = parameter.data.flatten()[0].item()
+    parameter.data.flatten()[0] = value + 1
+    changed = digest(codec.model)
+    parameter.data.flatten()[0] = value
+    assert changed != before == digest(codec.model)
+
+
+def test_every_curve_is_measured_on_real_files(checkpoint_path, folder, tmp_path, monkeypatch):
+    checkpoint, output = tmp_path / "small.safetensors", tmp_path / "out"
+    checkpoint.write_bytes(checkpoint_path.read_bytes())
+    codec = load_codec(str(checkpoint), "cpu")
+    torch.manual_seed(0)
+    save_file(Ablations(codec.model.preset).state_dict(), tmp_path / "small-ablation.safetensors")
+    command = ["--data", str(folder), "--checkpoint", str(checkpoint), "--points", "63:1_4", "0:none"]
+    assert main([*command, "-o", str(output)]) == 0
+
+    with (output / "small.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    whole = [row for row in rows if row["curve"] == "small"]
+    assert len(whole) == 4
+    for row in whole:
+        quality, schedule = Point.parse(row["point"])
+        data = codec.encode(folder / row["image"], quality=quality, schedule=schedule)
+        assert int(row["bytes"]) == len(data)
+        assert float(row["bpp"]) == pytest.approx(8 * len(data) / (int(row["width"]) * int(row["height"])))
+        assert bool(row["ms-ssim-rgb"]) == (row["width"] == "176")
+    curves = {path.stem: json.loads(path.read_text())["results"] for path in output.glob("*.json")}
+    assert {name: curve["point"] for name, curve in curves.items()} == {
+        "small": ["0:none", "63:1_4"],
+        "small-without-correction": ["0:none", "63:1_4"],
+        "small-without-predictor": ["0:full", "63:full"],
+        "small-codebook-only": ["31:1_9", "31:1_4", "31:full"],
+        "small-continuous-only": ["0:none", "63:none"],
+    }
+    assert curves["small-without-correction"]["bpp"] == curves["small"]["bpp"]
+    assert curves["small-without-correction"]["psnr-rgb"] != curves["small"]["psnr-rgb"]
+    assert min(curves["small"]["encoding_time"]) > 0 and "encoding_time" not in curves["small-codebook-only"]
+
+
+def test_without_ablation_weights_the_rest_is_measured(checkpoint_path, folder, tmp_path, capsys):
+    command = ["--data", str(folder), "--checkpoint", str(checkpoint_path), "--points", "0:none", "-o", str(tmp_path)]
+    assert main(command) == 0
+    assert f"no {checkpoint_path.stem}-ablation.safetensors" in capsys.readouterr().err
+    assert {path.stem.removeprefix(checkpoint_path.stem) for path in tmp_path.glob("*.json")} == {
+        "", "-without-correction", "-without-predictor"
+    }
+
+
+def test_a_missing_checkpoint_is_one_line_of_error(folder, tmp_path, capsys):
+    assert main(["--data", str(folder), "--checkpoint", "no.safetensors", "-o", str(tmp_path)]) == 2
+    assert capsys.readouterr().err.startswith("error: ")
