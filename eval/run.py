@@ -37,7 +37,7 @@ from eval.cost import cost_of
 from eval.curves import Coding, Curve, add_arguments, run
 from eval.photo import Photo
 from hybridflow.ablation import Ablations
-from hybridflow.checkpoint import load_parts
+from hybridflow.checkpoint import load_parts, released
 from hybridflow.codec import Codec
 from hybridflow.container import QUALITIES
 from hybridflow.errors import CheckpointError, HybridFlowError
@@ -96,9 +96,12 @@ def analyse(checkpoint: str, device: str, weights: Path | None, image: Path) -> 
 
 
 def digest(module: nn.Module) -> str:
-    """16 hexadecimal digits that change with any weight, pixel decoders' too (`model_id` covers what makes bits)."""
+    """16 hexadecimal digits that change with any weight of a release, pixel decoders' too (`model_id` covers what makes
+    bits). What a release does not hold is drawn anew whenever it is loaded, and does not count."""
     sha256 = hashlib.sha256()
     for name, tensor in sorted(module.state_dict().items()):
+        if not released(name):
+            continue
         sha256.update(name.encode())
         sha256.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return sha256.hexdigest()[:16]
