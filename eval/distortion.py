@@ -5,6 +5,7 @@ features, which are not shipped (see `eval.vgg`): without them their figures are
 """
 
 import functools
+import math
 import warnings
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from eval.blockiness import PERIODS, blockiness
 from eval.vgg import load_features
+from hybridflow.grids import WINDOW, spectral_peaks
 from hybridflow.image_io import image_to_tensor
 from hybridflow.metrics import lpips, psnr
 
@@ -34,6 +36,7 @@ DISTORTIONS = (
     "lpips-vgg",
     "dists",
     *(f"blockiness-{period}" for period in PERIODS),
+    "grid-peaks",
 )
 """What `distortions` measures where it can."""
 
@@ -42,7 +45,10 @@ Metric = Callable[[Tensor, Tensor], Tensor]
 
 @torch.inference_mode()
 def distortions(original: Image.Image, decoded: Image.Image) -> dict[str, float]:
-    """Two RGB images of equal size -> the figure of every metric that can be had; blockiness is the decoded one's."""
+    """Two RGB images of equal size -> the figure of every metric that can be had.
+
+    Blockiness and grid peaks are the decoded image's: the latter is the mean of `spectral_peaks` in decibels.
+    """
     x, x_hat = image_to_tensor(original), image_to_tensor(decoded)
     figures = {"psnr-rgb": psnr(original, decoded), "lpips-alex": lpips(original, decoded)}
     if min(original.size) >= MS_SSIM_SMALLEST:
@@ -51,6 +57,8 @@ def distortions(original: Image.Image, decoded: Image.Image) -> dict[str, float]
         figures |= {name: float(metric(x, x_hat)) for name, metric in vgg_metrics().items()}
     for period in PERIODS:
         figures[f"blockiness-{period}"] = blockiness(np.asarray(decoded), period)
+    if min(original.size) >= WINDOW:
+        figures["grid-peaks"] = float(spectral_peaks(x_hat).mean()) * 10 / math.log(10)
     return figures
 
 

@@ -9,22 +9,22 @@ from torch import Tensor, nn
 from hybridflow.container import QUALITIES
 from hybridflow.distributed import processes, sum_over_processes
 from hybridflow.draws import Draws
+from hybridflow.grids import spectral_peaks, uneven_gradients
 from hybridflow.metrics import load_lpips
 
-L1_WEIGHT, LPIPS_WEIGHT, GRID_WEIGHT = 4.0, 1.0, 0.5
-GRID_PERIOD = 16
-"""Pixels of an index: grids of 2, 4 and 8, which up-sampling leaves, repeat in it too."""
+L1_WEIGHT, LPIPS_WEIGHT, UNEVEN_WEIGHT, PEAKS_WEIGHT = 4.0, 1.0, 0.5, 0.1
 RATE_WEIGHT_LOWEST_QUALITY, RATE_WEIGHT_HIGHEST_QUALITY = 24.0, 0.5
 
 
 class Distortion(nn.Module):
-    """w1 * L1 + w2 * LPIPS-Alex (HybridFlow, section 3) + w3 * `grid_strength` per image.
+    """w1 * L1 + w2 * LPIPS-Alex (HybridFlow, section 3) + what shows of grids (`hybridflow.grids`), per image.
 
     AlexNet's first layer strides by 4 and is blind to a grid of that period, so both images are shifted by 0 to 3
     pixels, and half of the time down-scaled, by the same random amounts, shared by the step, before LPIPS sees them.
     That alone leaves a grid: fine texture pleases LPIPS, and is cheapest to make at fixed places of the up-sampling.
 
-    The weights are L1_WEIGHT (for images in [0,1]), LPIPS_WEIGHT and GRID_WEIGHT.
+    The weights are L1_WEIGHT (for images in [0,1]), LPIPS_WEIGHT, UNEVEN_WEIGHT and PEAKS_WEIGHT (for the mean of the
+    nats by which spectral peaks stand out further than the original's).
     """
 
     def __init__(self) -> None:
@@ -32,35 +32,14 @@ class Distortion(nn.Module):
         self.lpips = load_lpips().requires_grad_(False)
 
     def forward(self, x: Tensor, x_hat: Tensor, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
-        """x, x_hat (B,3,H,W) in [0,1] -> distortion (B,) and its three unweighted means."""
+        """x, x_hat (B,3,H,W) in [0,1] -> distortion (B,) and its four unweighted means."""
         l1 = (x - x_hat).abs().flatten(1).mean(1)
         lpips = self.lpips(*_shift_and_rescale(draws, 2 * x - 1, 2 * x_hat - 1)).flatten()
-        grid = grid_strength(x, x_hat)
-        distortion = L1_WEIGHT * l1 + LPIPS_WEIGHT * lpips + GRID_WEIGHT * grid
-        return distortion, {name: t.mean().detach() for name, t in (("l1", l1), ("lpips", lpips), ("grid", grid))}
-
-
-def grid_strength(x: Tensor, x_hat: Tensor) -> Tensor:
-    """How unevenly x_hat's gradient energy, against x's, is spread over the phases of GRID_PERIOD: (B,), 0 if evenly.
-
-    Args:
-        x, x_hat: (B,3,H,W) in [0,1], the original and the decoded image, with sides of at least GRID_PERIOD + 1.
-    """
-    log_ratio = (_phase_energies(x_hat) / _phase_energies(x)).log()
-    return log_ratio.var(-1, correction=0).mean(0)
-
-
-def _phase_energies(image: Tensor) -> Tensor:
-    """(B,3,H,W) -> (2,B,GRID_PERIOD): mean squared step between neighbours, of columns and of rows, at each phase.
-
-    A step of a 8-bit level is added, so that a grid too faint to see counts little.
-    """
-    energies = []
-    for side in (image, image.mT):
-        columns = side.float().diff().square().mean((1, 2))
-        whole = columns.shape[-1] // GRID_PERIOD * GRID_PERIOD
-        energies.append(columns[:, :whole].unflatten(1, (-1, GRID_PERIOD)).mean(1) + 1 / 255**2)
-    return torch.stack(energies)
+        uneven = uneven_gradients(x, x_hat)
+        peaks = (spectral_peaks(x_hat) - spectral_peaks(x)).relu().mean(1)
+        distortion = L1_WEIGHT * l1 + LPIPS_WEIGHT * lpips + UNEVEN_WEIGHT * uneven + PEAKS_WEIGHT * peaks
+        terms = {"l1": l1, "lpips": lpips, "uneven": uneven, "peaks": peaks}
+        return distortion, {name: term.mean().detach() for name, term in terms.items()}
 
 
 def _shift_and_rescale(draws: Draws, *images: Tensor) -> list[Tensor]:

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -54,6 +55,13 @@ def test_without_vgg_its_figures_are_left_out(reference, monkeypatch, tmp_path):
     assert not {"lpips-vgg", "dists"} & set(figures) and "lpips-alex" in figures
 
 
+def test_grid_peaks_are_the_decoded_images_in_decibels(reference):
+    rows, columns = np.indices((64, 64))
+    chessboard = (96 + 64 * ((rows // 8 + columns // 8) % 2) + np.random.default_rng(0).integers(0, 8, (64, 64)))[..., None]
+    decoded = Image.fromarray(chessboard.astype(np.uint8).repeat(3, 2))
+    assert distortions(decoded, reference)["grid-peaks"] < 1 < distortions(reference, decoded)["grid-peaks"]
+
+
 def test_another_archive_is_refused():
     with pytest.raises(ValueError, match="not the one that is known"):
         vgg.features_from_archive(b"no archive")
@@ -62,4 +70,4 @@ def test_another_archive_is_refused():
 def test_small_images_have_fewer_figures():
     tiny = Image.new("RGB", (8, 8), "red")
     assert set(distortions(tiny, tiny)) >= {"psnr-rgb", "lpips-alex"}
-    assert not {"ms-ssim-rgb", "lpips-vgg", "dists"} & set(distortions(tiny, tiny))
+    assert not {"ms-ssim-rgb", "lpips-vgg", "dists", "grid-peaks"} & set(distortions(tiny, tiny))

@@ -7,14 +7,14 @@ import torch
 
 from hybridflow.draws import Draws
 from hybridflow.losses import (
-    GRID_WEIGHT,
     L1_WEIGHT,
     LPIPS_WEIGHT,
+    PEAKS_WEIGHT,
     RATE_WEIGHT_HIGHEST_QUALITY,
     RATE_WEIGHT_LOWEST_QUALITY,
+    UNEVEN_WEIGHT,
     Distortion,
     bits,
-    grid_strength,
     masked_accuracy,
     masked_cross_entropy,
     rate_weight,
@@ -90,7 +90,8 @@ def test_distortion_is_positive_weighted_and_differentiable(distortion):
     values, terms = distortion(x, x_hat, DRAWS)
     assert values.shape == (2,) and (values > 0).all()
     assert float(terms["l1"]) == pytest.approx(float((x - x_hat).detach().abs().mean()))
-    expected = L1_WEIGHT * terms["l1"] + LPIPS_WEIGHT * terms["lpips"] + GRID_WEIGHT * terms["grid"]
+    weights = {"l1": L1_WEIGHT, "lpips": LPIPS_WEIGHT, "uneven": UNEVEN_WEIGHT, "peaks": PEAKS_WEIGHT}
+    expected = sum(weight * terms[name] for name, weight in weights.items())
     torch.testing.assert_close(values.mean().detach(), expected)
     values.sum().backward()
     assert (x_hat.grad.abs().flatten(1).sum(1) > 0).all()
@@ -120,21 +121,3 @@ def test_accuracy_counts_masked_positions_only():
     logits = torch.nn.functional.one_hot(torch.tensor([[[0, 1], [0, 0]]]), 4).permute(0, 3, 1, 2).float()
     sent = torch.tensor([[[False, True], [False, True]]])
     assert float(masked_accuracy(logits, indices, sent)) == 0.5
-
-
-@pytest.mark.parametrize("period", [2, 4, 8, 16])
-@pytest.mark.parametrize("axis", [-1, -2])
-def test_blocks_are_seen_at_every_period_and_in_both_directions(period, axis):
-    torch.manual_seed(0)
-    x = torch.rand(2, 3, 96, 80)
-    size = [side // period if dim == axis else side for dim, side in ((-2, 96), (-1, 80))]
-    blocks = torch.nn.functional.interpolate(torch.rand(2, 3, *size), x.shape[-2:])
-    even = grid_strength(x, x + 0.1 * torch.randn_like(x))
-    assert even.shape == (2,)
-    assert (grid_strength(x, x + blocks) > 10 * even).all()
-
-
-def test_weaker_or_stronger_gradients_are_no_grid():
-    torch.manual_seed(0)
-    x = torch.rand(1, 3, 64, 64)
-    assert float(grid_strength(x, 0.7 * x)) < 1e-4
