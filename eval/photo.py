@@ -15,7 +15,7 @@ from hybridflow.continuous import Latent
 from hybridflow.image_io import read_image, tensor_to_image
 from hybridflow.losses import bits
 from hybridflow.metrics import lpips, psnr
-from hybridflow.model import Coded
+from hybridflow.model import Coded, HybridFlow
 
 CHECKS = 6
 """Bytes of the two checks of a file: one inside the stream, one behind it."""
@@ -28,7 +28,7 @@ class Photo:
         indices: the whole index map (1,h,w) int64.
         file: (quality, schedule) -> the whole `.hf` file, and what it holds.
         reading: (quality, schedule) -> whether the file gives back what it holds; bits of each section of its stream.
-        latent: quality -> the continuous stream as training sees it.
+        latent: model, quality -> the continuous stream as training sees it.
         figures: (quality, schedule) -> the decoded image's `compare`.
         continuous_alone: quality -> estimated bytes of the continuous codec as its own stage left it, and what the
             decoder that was trained with it makes of them.
@@ -52,6 +52,14 @@ class Photo:
     def y_hat(self, quality: int) -> Tensor:
         """y^_c (1,M,h,w) of a file of this quality."""
         return self.model.y_hat(self.file(quality, "none")[1].y, self._tensor(quality))
+
+    def read(self, quality: int, schedule: str, sections: dict[str, float] | None = None) -> Coded:
+        """What a file holds, read anew; `sections` are filled with the bits of each section of its stream."""
+        header, stream = unpack(self.file(quality, schedule)[0])
+        shape = self.analysed.indices.shape
+        return self.model.read(
+            stream, *shape, quality, schedule, header.pack(), self.codec.probability, sections=sections
+        )
 
     def picture(self, pixels: Tensor) -> Image.Image:
         """A decoder's output (1,3,16h,16w) as an image of the original's size."""
@@ -87,11 +95,16 @@ class Photo:
         return len(data) - (sections["z"] + sections["y"]) / 8, self.ablations.codebook_decoder(codes)
 
     @torch.inference_mode()
-    def estimated_bytes(self, quality: int, schedule: str) -> float:
-        """What a file takes by training's likelihoods, header and checks included."""
+    def estimated_bytes(self, quality: int, schedule: str, model: HybridFlow | None = None) -> float:
+        """What a file takes by training's likelihoods, header and checks included.
+
+        Args:
+            model: whose likelihoods, if not the codec's: one with the same codebook.
+        """
+        model = model or self.model
         header, sent = self._header(quality, schedule), torch.from_numpy(self.file(quality, schedule)[1].sent)[None]
-        latent = self.latent(quality)
-        likelihoods = self.model.index_likelihoods(
+        latent = self.latent(model, quality)
+        likelihoods = model.index_likelihoods(
             self.indices, sent.to(self.device), latent.y_gained, self._tensor(quality)
         )
         total = sum(float(bits(p)) for p in (*latent.likelihoods.values(), likelihoods))
@@ -109,20 +122,16 @@ class Photo:
         return pack(header, stream), coded
 
     def _reading(self, quality: int, schedule: str) -> tuple[bool, dict[str, float]]:
-        data, written = self.file(quality, schedule)
-        header, stream = unpack(data)
+        written = self.file(quality, schedule)[1]
         sections: dict[str, float] = {}
-        shape = self.analysed.indices.shape
-        read = self.model.read(
-            stream, *shape, quality, schedule, header.pack(), self.codec.probability, sections=sections
-        )
+        read = self.read(quality, schedule, sections)
         true = np.where(read.sent, self.analysed.indices, 0)
         intact = np.array_equal(read.indices, true) and all(map(np.array_equal, read, written))
         return intact, sections
 
     @torch.inference_mode()
-    def _latent(self, quality: int) -> Latent:
-        return self.model.continuous(self.analysed.image, self._tensor(quality))
+    def _latent(self, model: HybridFlow, quality: int) -> Latent:
+        return model.continuous(self.analysed.image, self._tensor(quality))
 
     def _figures(self, quality: int, schedule: str) -> dict[str, float]:
         return self.compare(self.whole(quality, schedule)[1])

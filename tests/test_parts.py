@@ -47,7 +47,7 @@ def test_a_photo_agrees_with_the_codec(codec, crops):
     for crop in crops:
         data = crop.file(31, "1_4")[0]
         assert data == codec.encode(crop.original, quality=31, schedule="1_4")
-        torch.testing.assert_close(crop.y_hat(31), crop.latent(31).y_hat)
+        torch.testing.assert_close(crop.y_hat(31), crop.latent(crop.model, 31).y_hat)
         decoded = codec.decode(data)
         assert crop.figures(31, "1_4")["psnr"] == pytest.approx(psnr(crop.original, decoded))
 

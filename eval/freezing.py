@@ -1,0 +1,180 @@
+"""What freezing the exact path costs in bytes, and whether a file alone decides what is read from it.
+
+    python -m eval.freezing --data photos/ --checkpoint tiny -o freezing.json
+
+prints a Markdown table for each question and writes both to a JSON file:
+
+* bytes: of real files, which the frozen networks made, against what the networks that they were frozen from would have
+  cost by their likelihoods, header and checks included. Those floats are kept in the checkpoint's ablation file.
+* readings: images whose file at every point gave the same z, y^_c and indices, with one thread and with two, with
+  pixels in float32 and in bfloat16; and images whose distributions, by themselves and in a batch, were the same
+  integers.
+"""
+
+import argparse
+import json
+import sys
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+import hybridflow
+from eval.datasets import describe, list_images
+from eval.parts import Rows, markdown
+from eval.photo import Photo
+from hybridflow.checkpoint import read_weights
+from hybridflow.errors import CheckpointError, HybridFlowError
+from hybridflow.masking import coding_steps
+from hybridflow.model import Coded, HybridFlow
+from hybridflow.probability import INDEX_STEPS, latent_step_masks
+from hybridflow.weights import weight_file
+
+POINTS = ((0, "none"), (22, "none"), (41, "none"), (63, "none"), (31, "1_4"), (31, "full"))
+"""Quality and schedule of the files."""
+
+BATCH = 4
+
+
+def floats_of(frozen: HybridFlow, ablations: Path) -> HybridFlow:
+    """The model that `frozen` was frozen from.
+
+    Args:
+        ablations: the checkpoint's ablation file.
+
+    Raises:
+        CheckpointError: it holds none of this model's floats.
+    """
+    model = HybridFlow(frozen.preset)
+    own = model.state_dict()
+    floats = {key: value for key, value in read_weights(ablations)[0].items() if key in own}
+    if not floats:
+        raise CheckpointError(f"{ablations}: holds no floats of a frozen model: name the file that export wrote")
+    model.load_state_dict(frozen.state_dict() | floats)
+    for network in (model.continuous.exact, model.index_prior.exact):
+        network.thaw()
+    return model.eval()
+
+
+def bytes_at_points(photos: Sequence[Photo], floats: HybridFlow) -> Rows:
+    """Bytes of all files of a point: by the likelihoods of the floats, and as written."""
+    rows = []
+    for point in tqdm(POINTS, desc="bytes", unit="point", disable=None):
+        before = sum(photo.estimated_bytes(*point, floats) for photo in photos)
+        after = sum(len(photo.file(*point)[0]) for photo in photos)
+        change = 100 * (after / before - 1)
+        rows.append({"point": "{}:{}".format(*point), "float": before, "frozen": after, "change_percent": change})
+    return rows
+
+
+def readings(photos: Sequence[Photo]) -> Rows:
+    """Images whose files are read alike under every condition."""
+    conditions = {"2 threads": lambda: threads(2), "bfloat16 pixels": lambda: torch.autocast("cpu", torch.bfloat16)}
+    rows = [
+        {"condition": name, "images": len(photos), "same": sum(reads_alike(photo, condition) for photo in photos)}
+        for name, condition in tqdm(conditions.items(), desc="readings", unit="condition", disable=None)
+    ]
+    by_size = defaultdict(list)
+    for photo in photos:
+        by_size[photo.indices.shape].append(photo)
+    batches = [alike[i : i + BATCH] for alike in by_size.values() for i in range(0, len(alike), BATCH)]
+    same = sum(batch_alike(batch) for batch in tqdm(batches, desc="batches", unit="batch", disable=None))
+    return [*rows, {"condition": f"batches of up to {BATCH}", "images": len(photos), "same": same}]
+
+
+def reads_alike(photo: Photo, condition: Callable) -> bool:
+    """Whether one thread in float32, and the condition, both read from the files of all points what was written."""
+    for point in POINTS:
+        written = photo.file(*point)[1]
+        with threads(1):
+            plain = photo.read(*point)
+        with condition():
+            other = photo.read(*point)
+            photo.model.synthesise(other, point[0])
+        if not all(np.array_equal(a, b) and np.array_equal(a, c) for a, b, c in zip(written, plain, other)):
+            return False
+    return True
+
+
+def batch_alike(photos: Sequence[Photo]) -> int:
+    """How many of some images of equal size have the same distributions in a batch as by themselves, at all points."""
+    same = torch.ones(len(photos), dtype=torch.bool)
+    for quality, schedule in POINTS:
+        coded = [photo.file(quality, schedule)[1] for photo in photos]
+        together = integers(photos[0].model, coded, quality)
+        alone = zip(*(integers(photo.model, [c], quality) for photo, c in zip(photos, coded)))
+        for batch, singles in zip(together, alone):
+            same &= (batch == torch.cat(singles)).flatten(1).all(1)
+    return int(same.sum())
+
+
+@torch.inference_mode()
+def integers(model: HybridFlow, coded: Sequence[Coded], quality: int) -> Iterator[Tensor]:
+    """All that feeds the coder for images of equal size, step by step: (B,...) int64 each."""
+    z, y, sent, indices = (torch.from_numpy(np.stack(arrays)) for arrays in zip(*coded))
+    h, w = indices.shape[1:]
+    latent, prior = model.continuous.exact, model.index_prior.exact
+    features, known = latent.features(z, quality)[..., :h, :w], torch.zeros_like(y)
+    for step, mask in enumerate(latent_step_masks(y.shape[1], h, w)):
+        yield torch.cat(latent.distribution(features, known, step, quality), 1)
+        known = torch.where(mask, y, known)
+    features, steps = prior.features(y, quality), coding_steps(h, w)
+    yield features
+    for step in range(INDEX_STEPS):
+        wanted = (steps == step).expand_as(sent)
+        logits = prior.logits(features, indices, sent & (steps < step), step, wanted)
+        yield logits.unflatten(0, (len(coded), -1))
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """So many threads inside of PyTorch's operations."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m eval.freezing", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="folder of images")
+    parser.add_argument("--checkpoint", default="tiny", help="a preset's name or a .safetensors file (%(default)s)")
+    parser.add_argument(
+        "--ablations", type=Path, metavar="FILE", help="where the floats are (NAME-ablation.safetensors, as shipped)"
+    )
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="JSON")
+    args = parser.parse_args(argv)
+
+    try:
+        images = list_images(args.data)
+        codec = hybridflow.load(args.checkpoint)
+        floats = floats_of(codec.model, args.ablations or weight_file(f"{codec.name}-ablation.safetensors"))
+        args.output.parent.mkdir(parents=True, exist_ok=True)
+        photos = [Photo(codec, None, path) for path in tqdm(images, desc="analysis", unit="image", disable=None)]
+    except (HybridFlowError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    tables = {"bytes": bytes_at_points(photos, floats), "readings": readings(photos)}
+    result = {
+        "name": f"HybridFlow {codec.name}",
+        "description": f"{describe(images)}; model id {codec.model_id}",
+        "tables": tables,
+    }
+    args.output.write_text(json.dumps(result, indent=2) + "\n")
+    print(f"{result['name']}, {result['description']}")
+    for name, rows in tables.items():
+        print(f"\n### {name.capitalize()}\n\n{markdown(rows)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
