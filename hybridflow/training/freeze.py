@@ -28,11 +28,13 @@ from hybridflow.training.data import PhotoSet
 
 COUNT, SIDE = 64, 256
 """Photos and side of their crops, in pixels, on which activations are measured."""
+PASSES = 3
+"""Qualities at which every photo is seen."""
 BATCH = 8
 WEIGHT_MAX = 127
 EXPONENTIAL_BITS = 30
-CLIPS = torch.linspace(0.3, 1.0, 15)
-"""Shares of a channel's largest activation that are tried as its range."""
+CLIPS = torch.linspace(0.3, 1.3, 21)
+"""Multiples of a channel's largest activation that are tried as its range; above 1 for photos not seen here."""
 _TINY = 1e-9
 
 
@@ -47,7 +49,11 @@ def freeze(model: HybridFlow, images: Tensor) -> None:
     """
     model.eval()
     quality = torch.linspace(0, QUALITIES - 1, len(images)).round().long().to(images.device)
-    batches = list(zip(images.split(BATCH), quality.split(BATCH)))
+    batches = [
+        batch
+        for number in range(PASSES)
+        for batch in zip(images.split(BATCH), quality.roll(number * len(images) // PASSES).split(BATCH))
+    ]
     if not model.continuous.exact.frozen:
         model.update(force=True)
         _freeze_latent_model(model.continuous, batches)
