@@ -23,8 +23,8 @@ class Distortion(nn.Module):
     pixels, and half of the time down-scaled, by the same random amounts, shared by the step, before LPIPS sees them.
     That alone leaves a grid: fine texture pleases LPIPS, and is cheapest to make at fixed places of the up-sampling.
 
-    The weights are L1_WEIGHT (for images in [0,1]), LPIPS_WEIGHT, UNEVEN_WEIGHT and PEAKS_WEIGHT (for the mean of the
-    nats by which spectral peaks stand out further than the original's).
+    The weights are L1_WEIGHT (for images in [0,1]), LPIPS_WEIGHT, UNEVEN_WEIGHT and PEAKS_WEIGHT (for the nats, on
+    average, between the spectral peaks of both: if only higher ones counted, notches would take their place).
     """
 
     def __init__(self) -> None:
@@ -36,7 +36,7 @@ class Distortion(nn.Module):
         l1 = (x - x_hat).abs().flatten(1).mean(1)
         lpips = self.lpips(*_shift_and_rescale(draws, 2 * x - 1, 2 * x_hat - 1)).flatten()
         uneven = uneven_gradients(x, x_hat)
-        peaks = (spectral_peaks(x_hat) - spectral_peaks(x)).relu().mean(1)
+        peaks = (spectral_peaks(x_hat) - spectral_peaks(x)).abs().mean(1)
         distortion = L1_WEIGHT * l1 + LPIPS_WEIGHT * lpips + UNEVEN_WEIGHT * uneven + PEAKS_WEIGHT * peaks
         terms = {"l1": l1, "lpips": lpips, "uneven": uneven, "peaks": peaks}
         return distortion, {name: term.mean().detach() for name, term in terms.items()}
