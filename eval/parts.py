@@ -188,7 +188,8 @@ def round_trips(photos: Sequence[Photo], qualities: Sequence[int] = ROUND_TRIP_Q
 
     Columns: `intact`, images whose z, y^_c, sent positions and indices were all equal; `estimate_right`, images whose
     estimate is within 2 % or 8 bytes of the file, and the largest difference; `overhead`, the most bytes beyond
-    -sum(log2 p) of what is coded; `region_bytes`, the most that dynamic masking's region schedules took.
+    -sum(log2 p) of z, y^_c, region schedules and indices: header, checks, the coder's rounding and its end, but not the
+    bits of escapes, which count as coded; `region_bytes`, the most that dynamic masking's region schedules took.
     """
     rows = []
     with tqdm(desc="round trips", unit="point", total=len(SCHEDULES) * len(qualities), disable=None) as bar:

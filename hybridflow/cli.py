@@ -16,7 +16,7 @@ from pathlib import Path
 from PIL import Image
 from tqdm import tqdm
 
-from hybridflow.container import QUALITIES, unpack
+from hybridflow.container import QUALITIES, looks_like_file, unpack
 from hybridflow.errors import HybridFlowError
 from hybridflow.image_io import encode_image, read_image, refuse_overwrite, write_atomic, write_image
 from hybridflow.side_by_side import side_by_side
@@ -97,7 +97,7 @@ def _compare(args: argparse.Namespace) -> int:
 
     def read(source: str) -> tuple[Image.Image, bytes]:
         data = _read(source)
-        if source.endswith(".hf") or data.startswith(b"H\xf1"):
+        if source.endswith(".hf") or looks_like_file(data):
             return _load(args).decode(data), data
         return _read_picture(source, data), data
 

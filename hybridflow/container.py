@@ -1,17 +1,16 @@
 """The ``.hf`` file: what surrounds the range-coded stream.
 
-=====  ======================================================================
-bytes  content
-=====  ======================================================================
-2      ``H``, then 0xF0 + version of the format (1)
-3      model id: which integer networks, tables, gains and codebook made the bits
-1-5    width - 1 as LEB128 (7 bits a byte, lowest first, high bit set on all but the last)
-1-5    height - 1, likewise
-1      quality, 0 to 63
-1      mask schedule: its place in ``hybridflow.masking.SCHEDULES``
-n      the stream of :mod:`hybridflow.entropy`
-4      CRC-32 (that of zlib) of all bytes before it, big-endian
-=====  ======================================================================
+=======  ====================================================================
+bytes    content
+=======  ====================================================================
+1        ``H``
+1        0x80 + 8 x version of the format (2) + mask schedule (its place in ``hybridflow.masking.SCHEDULES``)
+3        model id: which integer networks, tables, gains and codebook made the bits
+1        64 x the place in (8, 12, 16, 32) of the bits that each side takes, the fewest that do, + quality (0 to 63)
+2,3,4,8  width - 1, then height - 1, in so many bits each, big-endian
+n        the stream of :mod:`hybridflow.entropy`
+4        CRC-32 (that of zlib) of all bytes before it, big-endian
+=======  ====================================================================
 """
 
 import binascii
@@ -20,13 +19,14 @@ from dataclasses import dataclass
 
 from hybridflow.errors import FormatError
 
-VERSION = 1
+VERSION = 2
 QUALITIES = 64
 MAX_PIXELS = 2**26
 """Largest image, in pixels, that is encoded or decoded unless the caller says otherwise."""
 
-_FAMILY = 0xF0
+_FAMILY = 0x80
 _ID_BYTES = 3
+_SIDE_BITS = (8, 12, 16, 32)
 _CRC_BYTES = 4
 _CUT = "the file is cut or damaged: get it again from its source, or decode what is left of it with --salvage"
 
@@ -63,12 +63,13 @@ class Header:
 
     def pack(self) -> bytes:
         """The header's bytes, magic and version included."""
+        side = next(i for i, bits in enumerate(_SIDE_BITS) if max(self.width, self.height) <= 1 << bits)
+        sides = (self.width - 1 << _SIDE_BITS[side]) + self.height - 1
         return (
-            bytes([ord("H"), _FAMILY + VERSION])
+            bytes([ord("H"), _FAMILY + 8 * VERSION + _schedules().index(self.schedule)])
             + self.model_id
-            + _varint(self.width - 1)
-            + _varint(self.height - 1)
-            + bytes([self.quality, _schedules().index(self.schedule)])
+            + bytes([QUALITIES * side + self.quality])
+            + sides.to_bytes(_SIDE_BITS[side] // 4, "big")
         )
 
 
@@ -95,24 +96,29 @@ def unpack(data: bytes, *, check: bool = True, max_pixels: int = MAX_PIXELS) -> 
     """
     if not data:
         raise FormatError("the file is empty: encode the image again")
-    if data[:1] != b"H" or data[1:2] and data[1] & 0xF0 != _FAMILY:
+    if not looks_like_file(data):
         raise FormatError("this is not an .hf file: give one that `hybridflow encode` wrote")
     if len(data) < 2:
         raise FormatError(_CUT)
-    if data[1] != _FAMILY + VERSION:
-        raise FormatError(
-            f"the file has format version {data[1] - _FAMILY}, this program reads {VERSION}: update hybridflow"
-        )
+    version = (data[1] - _FAMILY) // 8
+    if version != VERSION:
+        raise FormatError(f"the file has format version {version}, this program reads {VERSION}: update hybridflow")
     whole = int.from_bytes(data[-_CRC_BYTES:], "big") == zlib.crc32(data[:-_CRC_BYTES])
     if check and not whole:
         raise FormatError(_CUT)
-    header, start = _parse_header(data)
+    body = data[:-_CRC_BYTES] if whole else data
+    header, start = _parse_header(body)
     if header.width * header.height > max_pixels:
         raise FormatError(
             f"the file declares {header.width} x {header.height} pixels, over the limit of {max_pixels}: "
             "if you trust it, raise the limit (max_pixels)"
         )
-    return header, data[start : -_CRC_BYTES if whole else None]
+    return header, body[start:]
+
+
+def looks_like_file(data: bytes) -> bool:
+    """Whether bytes start as an `.hf` file of any version does, as far as they go."""
+    return data[:1] == b"H" and (len(data) < 2 or data[1] >= _FAMILY)
 
 
 def checksum16(data: bytes) -> int:
@@ -128,33 +134,18 @@ def _schedules() -> tuple[str, ...]:
 
 def _parse_header(data: bytes) -> tuple[Header, int]:
     """The header and the offset at which the stream starts."""
-    start = 2 + _ID_BYTES
-    width, start = _read_varint(data, start)
-    height, start = _read_varint(data, start)
-    if len(data) < start + 2:
+    sides = 3 + _ID_BYTES
+    if len(data) < sides:
         raise FormatError(_CUT)
-    quality, schedule = data[start], data[start + 1]
-    if quality >= QUALITIES or schedule >= len(_schedules()):
-        raise FormatError("the header names a quality or schedule that does not exist: encode the image again")
-    model_id = bytes(data[2 : 2 + _ID_BYTES])
-    return Header(width + 1, height + 1, quality, _schedules()[schedule], model_id), start + 2
-
-
-def _varint(value: int) -> bytes:
-    groups = []
-    while value > 0x7F:
-        groups.append(value & 0x7F | 0x80)
-        value >>= 7
-    return bytes([*groups, value])
-
-
-def _read_varint(data: bytes, start: int) -> tuple[int, int]:
-    """A LEB128 number below 2**32 and the offset behind it."""
-    value = 0
-    for i, byte in enumerate(data[start : start + 5]):
-        value |= (byte & 0x7F) << 7 * i
-        if byte < 0x80:
-            if value >= 2**32:
-                break
-            return value, start + i + 1
-    raise FormatError(_CUT)
+    side, quality = divmod(data[sides - 1], QUALITIES)
+    start = sides + _SIDE_BITS[side] // 4
+    if len(data) < start:
+        raise FormatError(_CUT)
+    width, height = divmod(int.from_bytes(data[sides:start], "big"), 1 << _SIDE_BITS[side])
+    schedule = data[1] % 8
+    if schedule >= len(_schedules()):
+        raise FormatError("the header names a schedule that does not exist: encode the image again")
+    header = Header(width + 1, height + 1, quality, _schedules()[schedule], bytes(data[2 : 2 + _ID_BYTES]))
+    if header.pack() != data[:start]:
+        raise FormatError("the header gives its sides more bits than they need: encode the image again")
+    return header, start

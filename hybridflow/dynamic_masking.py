@@ -1,5 +1,6 @@
 """Complexity-aware dynamic masking: the schedule of every region, chosen by distortion + lambda * rate."""
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -7,6 +8,10 @@ from torch import Tensor
 from hybridflow.losses import L1_WEIGHT, LPIPS_WEIGHT
 from hybridflow.masking import REGION
 from hybridflow.metrics import load_lpips
+from hybridflow.region_prior import RegionPrior
+
+REGION_BITS, FREE_BITS = 2, 96
+"""The schedules take at most so many bits a region, or so many in all if that is more."""
 
 
 def error_map(x: Tensor, x_hat: Tensor, lpips: torch.nn.Module) -> Tensor:
@@ -37,8 +42,11 @@ def _region_sums(values: Tensor, side: int) -> Tensor:
     return F.avg_pool2d(padded, side)[:, 0] * side**2
 
 
-def choose_regions(errors: Tensor, index_bits: Tensor, rate_weight: float) -> Tensor:
-    """The cheapest schedule of every region.
+def choose_regions(errors: Tensor, index_bits: Tensor, rate_weight: float) -> np.ndarray:
+    """The cheapest schedule of every region, one after the other, each given those before it.
+
+    The rate is that of the sent indices and of the schedules themselves. Schedules that would take more than their
+    bound (`REGION_BITS`) are chosen again at twice the price of their bits, until they do not.
 
     Args:
         errors: (4,1,16h,16w) `error_map` of the image decoded under each of `UNIFORM_SCHEDULES`.
@@ -49,5 +57,22 @@ def choose_regions(errors: Tensor, index_bits: Tensor, rate_weight: float) -> Te
         (rows,cols) int64, indices into `UNIFORM_SCHEDULES`.
     """
     distortion = _region_sums(errors, 16 * REGION)
-    rate = _region_sums(index_bits[:, None], REGION)
-    return (distortion + rate_weight * rate).argmin(0)
+    costs = (distortion + rate_weight * _region_sums(index_bits[:, None], REGION)).double().cpu().numpy()
+    bound = max(REGION_BITS * costs[0].size, FREE_BITS)
+    for doublings in range(64):
+        regions, bits = _one_by_one(costs, rate_weight * 2**doublings)
+        if bits <= bound:
+            break
+    return regions
+
+
+def _one_by_one(costs: np.ndarray, price: float) -> tuple[np.ndarray, float]:
+    """Each region's cheapest schedule if its bits are charged at `price`: costs (4,rows,cols) -> regions (rows,cols),
+    and the bits of all."""
+    prior, bits = RegionPrior(costs.shape[2]), 0.0
+    for cost in costs.reshape(len(costs), -1).T:
+        counts = prior.counts()
+        own = np.log2(counts.sum() / counts)
+        prior.append(int(np.argmin(cost + price * own)))
+        bits += own[prior.regions[-1]]
+    return np.array(prior.regions).reshape(costs.shape[1:]), bits

@@ -351,4 +351,4 @@ class HybridFlow(CompressionModel):
             errors.append(error_map(analysed.image, self.decode_pixels(indices, sent, y_hat).clamp(0, 1), lpips))
             index_bits.append(-self.index_likelihoods(indices, sent, gained, quality).log2())
         weight = float(rate_weight(quality))
-        return choose_regions(torch.cat(errors), torch.cat(index_bits), weight).cpu().numpy()
+        return choose_regions(torch.cat(errors), torch.cat(index_bits), weight)

@@ -8,11 +8,12 @@ import numpy as np
 import torch
 
 from hybridflow.container import checksum16
-from hybridflow.entropy import Decoder, Encoder, share_counts
+from hybridflow.entropy import Decoder, Encoder
 from hybridflow.errors import FormatError
 from hybridflow.exact import ProbabilityModel
-from hybridflow.masking import UNIFORM_SCHEDULES, coding_steps, region_grid, region_mask, schedule_mask
+from hybridflow.masking import coding_steps, region_grid, region_mask, schedule_mask
 from hybridflow.probability import INDEX_STEPS, MEAN_STEPS, latent_step_masks
+from hybridflow.region_prior import RegionPrior
 
 Coder = Encoder | Decoder
 
@@ -94,19 +95,17 @@ def code_sent(coder: Coder, schedule: str, h: int, w: int, regions: np.ndarray |
 
 
 def _code_regions(coder: Coder, h: int, w: int, regions: np.ndarray | None) -> np.ndarray:
-    """In raster order, by a table that starts even and counts what it has seen."""
+    """In raster order, by the tables of `RegionPrior`."""
     rows, columns = region_grid(h, w)
-    seen = np.full(len(UNIFORM_SCHEDULES), 2)
-    out = np.zeros(rows * columns, np.int64)
+    prior = RegionPrior(columns)
     for position in range(rows * columns):
-        counts = share_counts(seen)
+        counts = prior.counts()
         if isinstance(coder, Encoder):
-            out[position] = regions.ravel()[position]
-            coder.encode(out[position : position + 1], counts)
+            prior.append(int(regions.flat[position]))
+            coder.encode(prior.regions[-1:], counts)
         else:
-            out[position] = coder.decode(1, counts)[0]
-        seen[out[position]] += 1
-    return out.reshape(rows, columns)
+            prior.append(int(coder.decode(1, counts)[0]))
+    return np.array(prior.regions).reshape(rows, columns)
 
 
 def code_indices(

@@ -1,30 +1,63 @@
 """The choice of regions: by distortion plus lambda times rate, on images of any size."""
 
+import numpy as np
 import pytest
 import torch
 
 from hybridflow.dynamic_masking import choose_regions, error_map, spatial_lpips
 from hybridflow.losses import L1_WEIGHT
 from hybridflow.masking import REGION, region_grid
+from hybridflow.region_prior import RegionPrior
+
+
+def bits_of(regions):
+    """What every region's schedule may cost, given those before it (n,4), and what the chosen ones do (n,)."""
+    prior, bits = RegionPrior(regions.shape[1]), []
+    for region in regions.ravel():
+        bits.append(20 - np.log2(prior.counts()))
+        prior.append(int(region))
+    return np.array(bits), np.array(bits)[np.arange(regions.size), regions.ravel()]
 
 
 @pytest.mark.parametrize("h, w", [(1, 1), (6, 6), (7, 13)])
-@pytest.mark.parametrize("weight", [0.0, 0.3, 1e6])
+@pytest.mark.parametrize("weight", [0.0, 0.3, 30.0, 1e6])
 def test_each_region_takes_its_cheapest_schedule(h, w, weight):
     torch.manual_seed(0)
     errors = torch.rand(4, 1, 16 * h, 16 * w)
     index_bits = 16**2 * torch.rand(4, h, w) * torch.tensor([1, 0.25, 0.11, 0])[:, None, None]
     chosen = choose_regions(errors, index_bits, weight)
     assert chosen.shape == region_grid(h, w)
+    own = bits_of(chosen)[0].reshape(*chosen.shape, 4)
     for row in range(chosen.shape[0]):
         for column in range(chosen.shape[1]):
             rows, columns = slice(row * REGION, (row + 1) * REGION), slice(column * REGION, (column + 1) * REGION)
             pixel_rows, pixel_columns = (slice(16 * s.start, 16 * s.stop) for s in (rows, columns))
             cost = errors[:, 0, pixel_rows, pixel_columns].sum((1, 2))
-            cost = cost + weight * index_bits[:, rows, columns].sum((1, 2))
+            cost = cost + weight * (index_bits[:, rows, columns].sum((1, 2)) + torch.from_numpy(own[row, column]))
             assert chosen[row, column] == cost.argmin()
     if weight == 1e6:
         assert (chosen == 3).all()  # none is sent
+
+
+@pytest.mark.parametrize("rows, columns, bound", [(6, 8, 96), (9, 10, 180)])
+def test_schedules_take_two_bits_a_region_at_most(rows, columns, bound):
+    """Even of noise, where each region's cheapest would often take more."""
+    over = 0
+    for seed in range(5):
+        torch.manual_seed(seed)
+        errors = torch.rand(4, 1, rows, columns).repeat_interleave(96, 2).repeat_interleave(96, 3)
+        chosen = choose_regions(errors, torch.zeros(4, 6 * rows, 6 * columns), 10.0)
+        cheapest = errors[:, 0, ::96, ::96].argmin(0).numpy()
+        over += bits_of(cheapest)[1].sum() > bound
+        assert bits_of(chosen)[1].sum() <= bound and (chosen == cheapest).mean() > 0.5
+    assert over > 1
+
+
+def test_schedules_of_equal_worth_follow_those_before_them():
+    errors = torch.zeros(4, 1, 96, 96 * 4)
+    errors[1:, ..., :192] = 1.0  # two regions need the first schedule, the others do as well with the second
+    errors[2:, ..., 192:] = 1.0
+    assert choose_regions(errors, torch.zeros(4, 6, 24), 1.0).tolist() == [[0, 0, 0, 0]]
 
 
 @pytest.fixture(scope="module")

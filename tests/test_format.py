@@ -96,18 +96,12 @@ class Reader:
 
     def read(self, data):
         """-> z, y, sent, indices."""
-        assert data[:2] == b"H\xf1" and zlib.crc32(data[:-4]) == int.from_bytes(data[-4:], "big")
-        assert data[2:5] == self.model_id
-        sides, position = [], 5
-        for _ in range(2):
-            side = shift = 0
-            while True:
-                side, shift, position = side | (data[position] & 0x7F) << shift, shift + 7, position + 1
-                if data[position - 1] < 0x80:
-                    break
-            sides.append(side + 1)
-        self.quality, schedule = data[position], data[position + 1]
-        header, self.coder = data[: position + 2], RangeDecoder(data[position + 2 : -4])
+        assert data[:1] == b"H" and data[1] // 8 == 0x90 // 8
+        assert zlib.crc32(data[:-4]) == int.from_bytes(data[-4:], "big") and data[2:5] == self.model_id
+        schedule, self.quality, bits = data[1] % 8, data[5] % 64, (8, 12, 16, 32)[data[5] // 64]
+        start = 6 + 2 * bits // 8
+        sides = [side + 1 for side in divmod(int.from_bytes(data[6:start], "big"), 2**bits)]
+        header, self.coder = data[:start], RangeDecoder(data[start:-4])
         w, h = (-(-side // 16) for side in sides)
         z = self._z(h, w)
         y = self._y(self._hyper_features(z)[:, :h, :w])
@@ -153,9 +147,14 @@ class Reader:
         if schedule < 4:
             return masks[schedule]
         rows, columns = -(-h // 6), -(-w // 6)
-        seen, regions = np.array([2, 2, 2, 2]), []
-        for _ in range(rows * columns):
-            regions.append(self.coder.symbol(counts(seen)))
+        seen, regions = np.array([2, 4, 4, 8]), []
+        for position in range(rows * columns):
+            n = seen.copy()
+            if position % columns > 0:
+                n[regions[position - 1]] += 1
+            if position // columns > 0:
+                n[regions[position - columns]] += 1
+            regions.append(self.coder.symbol(counts(n)))
             seen[regions[-1]] += 1
         return np.choose(np.reshape(regions, (rows, columns))[i // 6, j // 6], masks)
 
