@@ -26,6 +26,8 @@ DETERMINES_BITS = (
 )
 FROZEN_FROM = ("continuous.hyper_synthesis.", "continuous.context.", "index_prior.")
 """Floats that training alone reads once they are frozen to integers."""
+PERCEPTUAL = "perceptual."
+"""Start of the second decoder's names, which is released in a file of its own."""
 INTEGERS = "exact."
 """Start, inside a part, of the integers frozen from it; a part that is not frozen may lack them."""
 
@@ -39,8 +41,8 @@ def _frozen_from(key: str) -> bool:
 
 
 def released(key: str) -> bool:
-    """Whether encoding or decoding needs the tensor of this name."""
-    return _lasting(key) and not _frozen_from(key)
+    """Whether encoding or decoding with the fidelity decoder needs the tensor of this name."""
+    return _lasting(key) and not _frozen_from(key) and not key.startswith(PERCEPTUAL)
 
 
 def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -138,6 +140,29 @@ def save_ablation(path: str | Path, model: HybridFlow, ablations: nn.Module) -> 
     floats = {key: value for key, value in model.state_dict().items() if _frozen_from(key)}
     baselines = {key: value for key, value in ablations.state_dict().items() if f".{INTEGERS}" not in key}
     save_half(path, floats | baselines)
+
+
+def save_perceptual(path: str | Path, model: HybridFlow) -> None:
+    """Write the perceptual decoder of a model, rounded to half precision as its release is, and whose bits it reads."""
+    weights = {key: value for key, value in model.state_dict().items() if key.startswith(PERCEPTUAL)}
+    save_half(path, weights, {"model_id": model_id(model).hex()})
+
+
+def load_perceptual(path: Path, model: HybridFlow) -> None:
+    """Give a model the perceptual decoder of a file that `save_perceptual` wrote.
+
+    Raises:
+        CheckpointError: there is no such file, or it is of another model.
+    """
+    if not path.is_file():
+        mend = "choose the fidelity decoder, or export a run of `hybridflow train perceptual` there"
+        raise CheckpointError(f"{path}: there is no perceptual decoder: {mend}")
+    _, metadata = read_weights(path)
+    read, own = metadata.get("model_id"), model_id(model).hex()
+    if read != own:
+        raise CheckpointError(f"{path}: is for model {read}, not {own}: export it and the checkpoint from one run")
+    model.add_perceptual()
+    load_parts(path, model)
 
 
 def load_release(path: str | Path) -> tuple[HybridFlow, dict[str, str]]:

@@ -20,6 +20,7 @@ from hybridflow.container import QUALITIES, looks_like_file, unpack
 from hybridflow.errors import HybridFlowError
 from hybridflow.image_io import encode_image, read_image, refuse_overwrite, write_atomic, write_image
 from hybridflow.side_by_side import side_by_side
+from hybridflow.weights import DECODERS
 
 TRAINING = {
     "train": "train one stage of a model",
@@ -68,13 +69,14 @@ def _encode(args: argparse.Namespace) -> int:
 
 def _decode(args: argparse.Namespace) -> int:
     jobs = _plan(args, ".png", {".hf"})
-    codec = _load(args)
+    codec = _load(args, args.decoder)
+    warning = ", texture is invented: text and faces may be wrong" if args.decoder == "perceptual" else ""
 
     def decode(source: str, target: str) -> None:
         _refuse(target, args.force)
         image = codec.decode(_read(source), preview=args.preview, salvage=args.salvage)
         _write(target, encode_image(image, ".png" if target == STREAM else Path(target).suffix), args.force)
-        _say(target, f"{target}: {image.width} x {image.height}")
+        _say(target, f"{target}: {image.width} x {image.height}{warning}")
 
     return _each(jobs, decode)
 
@@ -117,10 +119,11 @@ def _compare(args: argparse.Namespace) -> int:
 # --- what they share ------------------------------------------------------------------------------------------------
 
 
-def _load(args: argparse.Namespace):
+def _load(args: argparse.Namespace, decoder: str = DECODERS[0]):
     import hybridflow
 
-    return hybridflow.load(Path(args.checkpoint) if args.checkpoint else args.preset, device=args.device)
+    name = Path(args.checkpoint) if args.checkpoint else args.preset
+    return hybridflow.load(name, device=args.device, decoder=decoder)
 
 
 def _expand(args: argparse.Namespace, suffixes) -> list[str]:
@@ -253,7 +256,8 @@ def _table(facts: dict, model: str) -> str:
 def _parser(with_training: bool) -> argparse.ArgumentParser:
     parser = _formatted(
         argparse.ArgumentParser(prog="hybridflow"),
-        "Compress photos to 0.01 - 0.08 bits per pixel: a 768 x 512 photo becomes 0.5 to 4 kB.",
+        "Compress photos to 0.01 - 0.08 bits per pixel: a 768 x 512 photo becomes 0.5 to 4 kB.\n\n"
+        "What goes wrong is told in one line; HYBRIDFLOW_DEBUG=1 in the environment shows where it came from.",
         """
         hybridflow encode photo.jpg                 writes photo.hf
         hybridflow decode photo.hf                  writes photo.png
@@ -291,8 +295,8 @@ def _add_encode(commands) -> None:
     )
     _add_files(parser, "image files, folders of them, or - for standard input")
     rate = parser.add_mutually_exclusive_group()
-    top = QUALITIES - 1
-    rate.add_argument("--quality", type=_quality, metavar="Q", help=f"0 (smallest file) to {top} (best picture)")
+    scale = f"0 (smallest file) to {QUALITIES - 1} (best picture); 31 by default"
+    rate.add_argument("--quality", type=_quality, metavar="Q", help=scale)
     rate.add_argument("--bpp", type=_positive(float), metavar="B", help="the best file of at most B bits per pixel")
     rate.add_argument("--bytes", type=_positive(int), metavar="N", help="the best file of at most N bytes")
     parser.add_argument(
@@ -300,7 +304,7 @@ def _add_encode(commands) -> None:
         type=_schedule,
         metavar="S",
         help="which codebook indices are sent, the rest being predicted: full, 1_4 (one of four), 1_9, none, or "
-        "dynamic (chosen region by region)",
+        "dynamic (chosen region by region); by default what the model does best with at that quality",
     )
     _add_model(parser)
     parser.set_defaults(run=_encode)
@@ -309,15 +313,25 @@ def _add_encode(commands) -> None:
 def _add_decode(commands) -> None:
     parser = _formatted(
         commands.add_parser("decode", help=".hf files to images"),
-        "Decode .hf files, or all of a folder, each to a PNG beside it. The size is the original's.",
+        "Decode .hf files, or all of a folder, each to a PNG beside it. The size is the original's.\n\n"
+        "Every file decodes with either decoder. `fidelity` stays near the original. `perceptual` invents texture:\n"
+        "the picture looks sharper, but text and faces may be wrong, and nothing in it is evidence. It takes weights\n"
+        "of its own, NAME-perceptual.safetensors beside the checkpoint's NAME.safetensors.",
         """
         hybridflow decode photo.hf                  writes photo.png
         hybridflow decode photo.hf -o photo.webp    another format, by its name
+        hybridflow decode photo.hf --decoder perceptual -o sharp.png
         hybridflow decode packed/ -o unpacked/      a whole folder
         hybridflow decode - < photo.hf > photo.png
         """,
     )
     _add_files(parser, ".hf files, folders of them, or - for standard input")
+    parser.add_argument(
+        "--decoder",
+        choices=DECODERS,
+        default=DECODERS[0],
+        help="fidelity, or perceptual, which invents texture (default: %(default)s)",
+    )
     cut = parser.add_mutually_exclusive_group()
     cut.add_argument("--preview", action="store_true", help="the continuous stream only; takes a file cut after it")
     cut.add_argument("--salvage", action="store_true", help="show what can be read of a cut or damaged file")
@@ -360,7 +374,9 @@ def _add_compare(commands) -> None:
 
 def _add_files(parser: argparse.ArgumentParser, what: str) -> None:
     parser.add_argument("inputs", nargs="+", metavar="FILE", help=what)
-    parser.add_argument("-o", "--output", metavar="OUT", help="a file, a folder, or - for standard output")
+    parser.add_argument(
+        "-o", "--output", metavar="OUT", help="a file, a folder, or - for standard output (default: beside the input)"
+    )
     parser.add_argument("--force", action="store_true", help="replace output files that exist")
     parser.set_defaults(usage_error=parser.error)
 
@@ -369,7 +385,9 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     weights = parser.add_mutually_exclusive_group()
     weights.add_argument("--preset", default="tiny", metavar="NAME", help="shipped weights (default: %(default)s)")
     weights.add_argument("--checkpoint", metavar="FILE", help="weights of your own, a .safetensors file")
-    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="default: %(default)s")
+    parser.add_argument(
+        "--device", default="cpu", choices=("cpu", "cuda"), help="where the networks run (default: %(default)s)"
+    )
 
 
 def _formatted(parser: argparse.ArgumentParser, description: str, examples: str) -> argparse.ArgumentParser:

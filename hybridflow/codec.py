@@ -8,14 +8,14 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from hybridflow.checkpoint import load_release, model_id
+from hybridflow.checkpoint import load_perceptual, load_release, model_id
 from hybridflow.container import Header, pack, unpack
 from hybridflow.errors import FormatError, HybridFlowError, ModelMismatchError
 from hybridflow.image_io import image_to_tensor, read_image, tensor_to_image
 from hybridflow.masking import SCHEDULES
 from hybridflow.model import Analysed, HybridFlow
 from hybridflow.container import QUALITIES
-from hybridflow.weights import weight_file, weights_folder
+from hybridflow.weights import DECODERS, perceptual_file, weight_file, weights_folder
 
 STRIDE = 16
 
@@ -23,23 +23,31 @@ STRIDE = 16
 def available() -> list[str]:
     """Names of the presets whose weights are shipped."""
     names = sorted(path.stem for path in weights_folder().glob("*.safetensors"))
-    return [name for name in names if not name.endswith(("-ablation", "features"))]
+    return [name for name in names if not name.endswith(("-ablation", "-perceptual", "features"))]
 
 
-def load(name: str | Path = "tiny", device: str = "cpu") -> "Codec":
+def load(name: str | Path = "tiny", device: str = "cpu", decoder: str = "fidelity") -> "Codec":
     """A codec with trained weights.
 
     Args:
         name: a shipped preset, or the path of a .safetensors checkpoint.
         device: where the networks run; files are the same on every device.
+        decoder: what turns files into pixels. "fidelity" stays near the original; "perceptual", trained against a
+            discriminator, invents texture: it looks sharper, but text and faces may be wrong. Files do not depend on
+            it: each decodes every file of the checkpoint.
 
     Raises:
-        CheckpointError: there is no such checkpoint, or it cannot be read.
+        CheckpointError: there is no such checkpoint, it cannot be read, or it has no perceptual decoder.
+        HybridFlowError: there is no such decoder.
     """
+    if decoder not in DECODERS:
+        raise HybridFlowError(f"there is no decoder {decoder!r}: choose one of {', '.join(DECODERS)}")
     shipped = isinstance(name, str) and not Path(name).suffix
     path = weight_file(f"{name}.safetensors") if shipped else Path(name)
     model, metadata = load_release(path)
-    return Codec(model.to(device), path.stem, json.loads(metadata.get("operating_points", "null")))
+    if decoder == "perceptual":
+        load_perceptual(perceptual_file(path), model)
+    return Codec(model.to(device), path.stem, json.loads(metadata.get("operating_points", "null")), decoder)
 
 
 class Codec:
@@ -50,15 +58,23 @@ class Codec:
         name: shown to users.
         operating_points: (quality, schedule) pairs from the lowest rate up, among which `bpp` and `max_bytes` choose;
             every quality with no index sent if None.
+        decoder: "fidelity", or "perceptual" if the model has it.
 
     Attributes:
         model_id: hex digits that say which bits this codec makes and reads.
         probability: what feeds the entropy coder.
     """
 
-    def __init__(self, model: HybridFlow, name: str, operating_points: list[tuple[int, str]] | None = None) -> None:
+    def __init__(
+        self,
+        model: HybridFlow,
+        name: str,
+        operating_points: list[tuple[int, str]] | None = None,
+        decoder: str = "fidelity",
+    ) -> None:
         self.model = model.eval()
         self.name = name
+        self.decoder = decoder
         self.operating_points = operating_points or [(quality, "none") for quality in range(QUALITIES)]
         self.probability = model.probability()
         self._id = model_id(model)
@@ -137,7 +153,7 @@ class Codec:
         coded = self.model.read(
             stream, h, w, header.quality, schedule, header.pack(), self.probability, salvage=salvage
         )
-        pixels = self.model.synthesise(coded, header.quality)
+        pixels = self.model.synthesise(coded, header.quality, decoder=self.decoder)
         return tensor_to_image(pixels[..., : header.height, : header.width])
 
     def info(self, data: bytes) -> dict:

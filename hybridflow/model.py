@@ -7,7 +7,9 @@
     predictor(d', y^_c) = d^ ;  x^ = D_vq(codes(d^), corrections = D_corr(y^_c))
 """
 
+from copy import deepcopy
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -119,9 +121,25 @@ class Coded(NamedTuple):
     """(h,w) int64, zero where not sent."""
 
 
+class PerceptualDecoder(nn.Module):
+    """D_vq and D_corr once more, to be trained against a discriminator: they invent texture where y^_c and the codes
+    leave it open. They read what the first pair reads, so every file decodes with either.
+
+    Args:
+        pixel_decoder, correction: the first pair, of which these start as copies.
+    """
+
+    def __init__(self, pixel_decoder: PixelDecoder, correction: Correction) -> None:
+        super().__init__()
+        self.pixel_decoder, self.correction = deepcopy(pixel_decoder), deepcopy(correction)
+
+
 @register_model("hybridflow")
 class HybridFlow(CompressionModel):
     """Codebook stream, continuous stream, and their merging in the pixel decoder.
+
+    Attributes:
+        perceptual: the second decoder, None unless `add_perceptual` was called.
 
     Args:
         preset: a name of `PRESETS`, or sizes of your own.
@@ -141,6 +159,11 @@ class HybridFlow(CompressionModel):
         )
         self.correction = Correction(p.latent_channels, **decoder)
         self.index_prior = IndexPrior(p.latent_channels, p.num_codes, p.prior_width, p.prior_embedding)
+        self.perceptual: PerceptualDecoder | None = None
+
+    def add_perceptual(self) -> None:
+        """Start the second decoder, anew if there is one, as a copy of the first."""
+        self.perceptual = PerceptualDecoder(self.pixel_decoder, self.correction)
 
     def indices_of(self, image: Tensor) -> Tensor:
         """Image (B,3,H,W) -> the index map d (B,h,w) int64."""
@@ -152,20 +175,30 @@ class HybridFlow(CompressionModel):
         expected = self.codebook.expected(logits)
         return torch.where(sent[:, None], self.codebook.lookup(indices * sent), expected)
 
-    def decode_pixels(self, indices: Tensor, sent: Tensor, y_hat: Tensor, *, corrected: bool = True) -> Tensor:
-        """d' and y^_c -> x^ (B,3,16h,16w), nominally in [0,1], not clamped.
+    def parts_of(self, decoder: str) -> nn.Module:
+        """What holds the `pixel_decoder` and the `correction` of a decoder, named as in `merge`."""
+        return self.perceptual if decoder == "perceptual" else self
+
+    def merge(self, codes: Tensor, y_hat: Tensor, *, corrected: bool = True, decoder: str = "fidelity") -> Tensor:
+        """Codes (B,C,h,w) and y^_c (B,M,h,w) -> x^ (B,3,16h,16w), nominally in [0,1], not clamped.
+
+        Args:
+            corrected: False leaves D_corr out (an ablation).
+            decoder: one of `hybridflow.weights.DECODERS`.
+        """
+        parts = self.parts_of(decoder)
+        return parts.pixel_decoder(codes, parts.correction(y_hat) if corrected else None)
+
+    def decode_pixels(self, indices: Tensor, sent: Tensor, y_hat: Tensor, **options: bool | str) -> Tensor:
+        """d' and y^_c -> x^ (B,3,16h,16w), nominally in [0,1], not clamped; tile by tile if it is large.
 
         Args:
             indices: (B,h,w) int64, read only where `sent` (B,h,w) bool.
             y_hat: (B,M,h,w).
-            corrected: False leaves D_corr out (an ablation).
+            options: those of `merge`.
         """
         codes = self.fill_in(indices, sent, self.predictor(indices, sent, y_hat))
-
-        def decode(codes: Tensor, y_hat: Tensor) -> Tensor:
-            return self.pixel_decoder(codes, self.correction(y_hat) if corrected else None)
-
-        return decode_tiled(decode, codes, y_hat)
+        return decode_tiled(partial(self.merge, **options), codes, y_hat)
 
     def index_likelihoods(self, indices: Tensor, sent: Tensor, y_gained: Tensor, quality: Tensor) -> Tensor:
         """Probability (B,h,w) that the index prior gives each sent index; 1 where none is sent."""
@@ -179,13 +212,16 @@ class HybridFlow(CompressionModel):
             likelihoods = likelihoods.masked_scatter(wanted, probabilities)
         return likelihoods
 
-    def forward(self, x: Tensor, quality: Tensor | int = 31, sent: Tensor | str = "1_4") -> dict:
+    def forward(
+        self, x: Tensor, quality: Tensor | int = 31, sent: Tensor | str = "1_4", decoder: str = "fidelity"
+    ) -> dict:
         """Encode and decode without writing bytes.
 
         Args:
             x: image (B,3,H,W) in [0,1], H and W multiples of 16.
             quality: 0..63, an int or (B,) int64.
             sent: a uniform schedule's name, or the sent positions (B,h,w) bool.
+            decoder: as in `merge`.
 
         Returns:
             `x_hat` (B,3,H,W); `likelihoods` of "y", "z" and "indices"; `indices` (B,h,w); `sent` (B,h,w);
@@ -204,7 +240,7 @@ class HybridFlow(CompressionModel):
             "indices": self.index_likelihoods(indices, sent, latent.y_gained, quality)
         }
         return {
-            "x_hat": self.pixel_decoder(codes, self.correction(latent.y_hat)),
+            "x_hat": self.merge(codes, latent.y_hat, decoder=decoder),
             "likelihoods": likelihoods,
             "indices": indices,
             "sent": sent,
@@ -313,12 +349,12 @@ class HybridFlow(CompressionModel):
         return Coded(z, y, sent, indices)
 
     @torch.inference_mode()
-    def synthesise(self, coded: Coded, quality: int, *, corrected: bool = True) -> Tensor:
-        """What the file holds -> image (1,3,16h,16w) in [0,1]."""
+    def synthesise(self, coded: Coded, quality: int, **options: bool | str) -> Tensor:
+        """What the file holds -> image (1,3,16h,16w) in [0,1]; options are those of `merge`."""
         device = self.codebook.codewords.device
         y_hat = self.y_hat(coded.y, torch.tensor([quality], device=device))
         indices, sent = (torch.from_numpy(a)[None].to(device) for a in (coded.indices, coded.sent))
-        return self.decode_pixels(indices, sent, y_hat, corrected=corrected).float().clamp(0, 1)
+        return self.decode_pixels(indices, sent, y_hat, **options).float().clamp(0, 1)
 
     def compress(self, x: Tensor, quality: int = 31, schedule: str = "1_4") -> dict:
         """CompressAI's convention: images (B,3,H,W) -> {"strings": [[a stream an image]], "shape": (h, w)}."""

@@ -5,6 +5,9 @@ from pathlib import Path
 
 from hybridflow.errors import CheckpointError
 
+DECODERS = ("fidelity", "perceptual")
+"""What turns a file into pixels: the second lies in a weight file of its own, and invents texture."""
+
 
 def weights_folder() -> Path:
     """The installed folder or, when the package runs from a checkout that is not installed, the one beside it."""
@@ -12,6 +15,11 @@ def weights_folder() -> Path:
         return Path(str(resources.files("hybridflow.checkpoints")))
     except ModuleNotFoundError:
         return Path(__file__).resolve().parent.parent / "checkpoints"
+
+
+def perceptual_file(checkpoint: Path) -> Path:
+    """Where the perceptual decoder of a checkpoint lies: beside `NAME.safetensors`, `NAME-perceptual.safetensors`."""
+    return checkpoint.with_name(f"{checkpoint.stem}-perceptual.safetensors")
 
 
 def weight_file(name: str) -> Path:

@@ -7,11 +7,12 @@ import torch
 from safetensors.torch import save_file
 
 from hybridflow.ablation import Ablations
-from hybridflow.checkpoint import load_release, save_release
+from hybridflow.checkpoint import load_release, save_perceptual, save_release
 from hybridflow.codec import Codec
 from hybridflow.image_encoder import ImageEncoder
 from hybridflow.model import HybridFlow, Preset
 from hybridflow.training.freeze import freeze
+from hybridflow.weights import perceptual_file
 
 SMALL = Preset(
     encoder_widths=(16, 16, 24),
@@ -86,6 +87,19 @@ def checkpoint_path(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def other_checkpoint_path(tmp_path_factory) -> Path:
     return _save(tmp_path_factory.mktemp("checkpoints"), seed=1)
+
+
+@pytest.fixture(scope="session")
+def perceptual_checkpoint_path(tmp_path_factory) -> Path:
+    """The same checkpoint as `checkpoint_path`, a perceptual decoder beside it."""
+    model = random_model(0).half().float()  # as it will be loaded: the model id is of that
+    model.add_perceptual()
+    with torch.no_grad():
+        model.perceptual.pixel_decoder.head[-1].bias.add_(0.1)
+    path = tmp_path_factory.mktemp("perceptual") / "small.safetensors"
+    save_release(path, model, {})
+    save_perceptual(perceptual_file(path), model)
+    return path
 
 
 @pytest.fixture(scope="session")

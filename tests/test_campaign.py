@@ -1,6 +1,7 @@
 """A campaign goes through its plan, in one call or many, and leaves the parts of every stage."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,7 +13,8 @@ from hybridflow.cli import main
 from hybridflow.errors import TrainingError
 from hybridflow.training import campaign
 from hybridflow.training.campaign import Campaign
-from hybridflow.training.config import load_plan
+from hybridflow.training.config import load_config, load_plan
+from hybridflow.training.data import decode_photo
 from hybridflow.training.stages import STAGES
 
 QUICK = ["batch=2", "crop=64", "validation_crops=1", "quantise_from=0", "warmup_steps=1", "relaxed_rate=1"]
@@ -67,6 +69,32 @@ def test_calls_and_machines_share_a_campaign(folder, tmp_path):
     assert made == {part for stage in shares for part in (*STAGES[stage].trained, *STAGES[stage].kept)}
     assert load_file(parts / "continuous.safetensors")["continuous.exact.out.multiplier"].any()
     assert load_file(parts / "correction.safetensors")["correction.trunk.entries.0.weight"].dtype == torch.float16
+
+
+def test_photos_are_decoded_again_only_for_other_settings(folder, tmp_path, monkeypatch):
+    decoded, sizes = [], {}
+
+    def count(named):
+        decoded.append(named[0])
+        return decode_photo(named)
+
+    def finish(self, stage, run, steps):
+        self.ledger["stages"][stage] = {"finished": True, "minutes": 0.0, "steps": 0}
+
+    def ended(stage, preset, config, photos, out, init, resume, accelerator, validation, minutes):
+        sizes[stage] = len(validation), validation.shape[-1]
+        return SimpleNamespace(train=lambda minutes: None, over=True, step=0)
+
+    monkeypatch.setattr("hybridflow.training.data.decode_photo", count)
+    monkeypatch.setattr(campaign, "Run", ended)
+    monkeypatch.setattr(Campaign, "_keep", finish)
+    monkeypatch.setattr(Campaign, "_freeze", lambda self, data: None)
+    whole = Campaign("tiny", tmp_path, None, None)
+    whole.train(folder, 1, "cpu", ["validation_crops=1"])
+    assert whole.next_stage is None
+    crops = {stage: load_config(stage, "tiny", []).crop for stage in sizes}
+    assert sizes == {stage: (1, crop) for stage, crop in crops.items()}
+    assert len(decoded) == 2 * len(set(crops.values())) < 2 * len(crops)  # a photo of each split
 
 
 def test_a_preset_or_folder_that_does_not_fit_is_refused(folder, tmp_path):

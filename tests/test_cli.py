@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hybridflow.cli import main
+from hybridflow.cli import TRAINING, _parser, main
 from hybridflow.container import unpack
 from hybridflow.errors import HybridFlowError
 from hybridflow.image_io import read_image
 from hybridflow.masking import SCHEDULES
+from hybridflow.training.config import SETTINGS
 
 SIZE = (70, 45)
 
@@ -192,6 +193,22 @@ def test_preview_and_salvage_take_what_is_left(run, encoded, tmp_path, capsys):
         assert read_image(tmp_path / "cut.png").size == SIZE
 
 
+def test_the_perceptual_decoder(run, encoded, perceptual_checkpoint_path, capsys):
+    target, before = encoded.with_suffix(".png"), names(encoded.parent)
+    assert run("decode", encoded, "--decoder", "perceptual") == 1
+    error = the_error(capsys)
+    assert "small-0-perceptual.safetensors" in error and "hybridflow train perceptual" in error
+    assert names(encoded.parent) == before
+    decoded = []
+    for options in ([], ["--decoder", "fidelity"], ["--decoder", "perceptual"]):
+        checkpoint = ["--checkpoint", str(perceptual_checkpoint_path), "--force"]
+        assert main(["decode", str(encoded), *checkpoint, *options]) == 0
+        decoded.append(target.read_bytes())
+    assert decoded[0] == decoded[1] != decoded[2]
+    said = capsys.readouterr().out.splitlines()
+    assert ["may be wrong" in line for line in said] == [False, False, True]
+
+
 # --- what goes wrong ------------------------------------------------------------------------------------------------
 
 
@@ -275,6 +292,7 @@ def test_an_empty_folder(run, tmp_path, capsys):
         ["--bpp", "0.1", "--bytes", "300"],
         ["--preset", "base", "--checkpoint", "file"],
         ["--device", "abacus"],
+        ["--decoder", "perceptual"],
         ["other.jpg", "-o", "-"],
         ["-"],
     ],
@@ -303,6 +321,16 @@ def test_help_teaches_by_examples(command, capsys):
     assert leaving.value.code == 0 and f"examples:\n  hybridflow {command} " in text
     if command == "encode":
         assert all(name in text for name in SCHEDULES)
+
+
+def test_every_argument_of_every_command_is_explained():
+    (commands,) = (action for action in _parser(with_training=True)._actions if action.dest == "command")
+    assert {"encode", "decode", "info", "compare", *TRAINING} == set(commands.choices)
+    for name, parser in commands.choices.items():
+        assert f"  hybridflow {name} " in parser.epilog and "example" in parser.epilog
+        assert max(map(len, (parser.description + "\n" + parser.epilog).splitlines())) <= 120, name
+        assert [action.dest for action in parser._actions if not action.help] == [], name
+    assert all(key in commands.choices["train"].epilog for key in SETTINGS)
 
 
 def test_help_and_foreign_files_need_no_torch(tmp_path):

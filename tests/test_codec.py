@@ -1,5 +1,7 @@
 """The codec as users meet it: every size, every kind of input, rate targets, damaged files, and whose bits they are."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -11,6 +13,7 @@ from hybridflow.checkpoint import load_release, model_id
 from hybridflow.codec import Codec
 from hybridflow.errors import CheckpointError, FormatError, HybridFlowError, ModelMismatchError
 from hybridflow.masking import SCHEDULES
+from hybridflow.weights import perceptual_file
 
 POINTS = [(0, "none"), (20, "none"), (40, "none"), (40, "1_4"), (63, "1_9"), (63, "full")]
 
@@ -213,4 +216,31 @@ def test_load_takes_paths_and_names_what_is_there(checkpoint_path, picture):
     assert codec.decode(codec.encode(picture)).size == picture.size
     with pytest.raises(CheckpointError, match="no weights named"):
         hybridflow.load("absent")
-    assert not {name for name in hybridflow.available() if name.endswith(("ablation", "features"))}
+    assert not {name for name in hybridflow.available() if name.endswith(("ablation", "perceptual", "features"))}
+
+
+def test_every_file_decodes_with_both_decoders(perceptual_checkpoint_path, picture):
+    fidelity = hybridflow.load(perceptual_checkpoint_path)
+    perceptual = hybridflow.load(perceptual_checkpoint_path, decoder="perceptual")
+    assert perceptual.model_id == fidelity.model_id
+    for schedule in ("none", "1_4", "dynamic"):
+        data = fidelity.encode(picture, schedule=schedule)
+        assert perceptual.encode(picture, schedule=schedule) == data
+        plain, textured = fidelity.decode(data), perceptual.decode(data)
+        assert textured.size == plain.size == picture.size and (pixels(textured) != pixels(plain)).any()
+    preview = perceptual.decode(data, preview=True)
+    assert (pixels(preview) != pixels(fidelity.decode(data, preview=True))).any()
+
+
+def test_a_perceptual_decoder_that_is_not_there_or_of_another_model(
+    checkpoint_path, other_checkpoint_path, perceptual_checkpoint_path, tmp_path
+):
+    foreign = tmp_path / other_checkpoint_path.name
+    shutil.copy(other_checkpoint_path, foreign)
+    shutil.copy(perceptual_file(perceptual_checkpoint_path), perceptual_file(foreign))
+    for path, words in ((checkpoint_path, "train perceptual"), (foreign, "is for model")):
+        with pytest.raises(CheckpointError, match=words) as error:
+            hybridflow.load(path, decoder="perceptual")
+        assert "\n" not in str(error.value) and str(perceptual_file(path)) in str(error.value)
+    with pytest.raises(HybridFlowError, match="fidelity, perceptual"):
+        hybridflow.load(checkpoint_path, decoder="sharp")

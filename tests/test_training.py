@@ -36,7 +36,7 @@ PARTS = {
     "correction": {"correction"},
     "joint": {"continuous", "correction", "pixel_decoder", "predictor", "index_prior"},
     "refit": {"correction", "pixel_decoder", "predictor", "index_prior"},
-    "perceptual": {"correction", "pixel_decoder"},
+    "perceptual": {"perceptual"},
 }
 ADVERSARIAL = replace(CONFIG, adversarial_weight=0.5, adversarial_from=0.3)
 
@@ -65,8 +65,12 @@ def init(every_part):
     return every_part
 
 
-def start(stage, photo_set, out, init=None, config=CONFIG, resume=False):
-    return Run(stage, SMALL, config, photo_set, out, init, resume, start_processes("cpu"))
+def part_of(key):
+    return key.partition(".")[0]
+
+
+def start(stage, photo_set, out, init=None, config=CONFIG, resume=False, watched=None):
+    return Run(stage, SMALL, config, photo_set, out, init, resume, start_processes("cpu"), watched)
 
 
 def test_correction_keeps_the_streams_alone_for_ablations(photo_set, init, tmp_path):
@@ -85,8 +89,8 @@ def test_each_stage_changes_exactly_its_parts(stage, photo_set, init, tmp_path):
     run = start(stage, photo_set, tmp_path, init)
     run.train()
     before, after = load_file(init), load_file(tmp_path / "weights.safetensors")
-    assert set(before) == set(after)
-    changed = {key.partition(".")[0] for key in before if not torch.equal(before[key], after[key])}
+    assert set(before) <= set(after)
+    changed = {part_of(key) for key in after if key not in before or not torch.equal(before[key], after[key])}
     assert PARTS[stage] == set(STAGES[stage].trained)
     assert changed == PARTS[stage]
     log = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
@@ -111,7 +115,8 @@ def test_a_discriminator_trains_beside_the_decoder_and_is_not_released(stage, ph
     assert before and not set(before) & set(run.trained["loss"])
     run.train()
     assert all(not torch.equal(p, before[name]) for name, p in run.trained["judge"].items())
-    assert set(load_file(tmp_path / "weights.safetensors")) == set(load_file(init))
+    parts = {part_of(key) for key in load_file(tmp_path / "weights.safetensors")}
+    assert parts == PARTS[stage] | {part_of(key) for key in load_file(init)}
     log = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert [record["fooling"] != 0 for record in log] == [False, True, True]
     assert [record["judge"] > 0 for record in log] == [False, True, True]
@@ -120,6 +125,19 @@ def test_a_discriminator_trains_beside_the_decoder_and_is_not_released(stage, ph
     longer = start(stage, photo_set, tmp_path, init, replace(ADVERSARIAL, max_steps=4), resume=True)
     after = {name: p.detach().clone() for name, p in longer.trained["judge"].items()}
     assert all(torch.equal(p, after[name]) for name, p in run.trained["judge"].items())
+
+
+def test_the_perceptual_decoder_starts_from_the_first_or_goes_on(photo_set, init, tmp_path):
+    first = start("perceptual", photo_set, tmp_path / "first", init)
+    for name, part in first.stage.model.perceptual.named_children():
+        for key, value in part.state_dict().items():
+            assert torch.equal(value, getattr(first.stage.model, name).state_dict()[key])
+    first.train()
+    second = start("perceptual", photo_set, tmp_path / "second", tmp_path / "first" / "weights.safetensors")
+    fidelity = load_file(init)
+    left = {name: p for name, p in first.averaged_weights().items() if part_of(name) == "perceptual"}
+    assert all(not torch.equal(value, fidelity[name.removeprefix("perceptual.")]) for name, value in left.items())
+    assert all(torch.equal(second.averaged_weights()[name], value) for name, value in left.items())
 
 
 def test_a_discriminator_is_refused_where_none_can_be(photo_set, init, tmp_path):
@@ -141,16 +159,27 @@ def test_a_stage_with_a_misspelt_part_is_refused(photo_set):
         Misspelt(random_model(0), Ablations(SMALL), CONFIG, photo_set)
 
 
-def test_every_stage_overfits_two_pictures(tmp_path):
-    """Stage after stage, each from the one before; the loss falls at least to the share that stands here."""
+@pytest.fixture
+def one_thread():
+    """Sums are taken in an order that depends on the number of threads, and training amplifies the difference; several
+    threads on a busy machine wait for each other most of the time."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def test_every_stage_overfits_two_pictures(tmp_path, one_thread):
+    """Stage after stage, each from the one before. The averaged weights' loss, at 16 fixed draws of qualities, masks
+    and shifts, falls at least to the share that stands here of what the stage started with."""
     steps_and_share = {
         "tokenizer": (90, 0.5),
         "continuous": (80, 0.75),
         "predictor": (80, 0.75),
-        "correction": (60, 0.92),
-        "joint": (40, 0.85),
-        "refit": (50, 0.92),
-        "perceptual": (50, 0.95),
+        "correction": (80, 0.93),
+        "joint": (80, 0.87),
+        "refit": (80, 0.95),
+        "perceptual": (80, 0.95),
     }
     y, x = torch.meshgrid(torch.arange(64.0), torch.arange(64.0), indexing="ij")
     disc = (x - 32) ** 2 + (y - 32) ** 2 < 400
@@ -160,15 +189,19 @@ def test_every_stage_overfits_two_pictures(tmp_path):
             (tmp_path / folder).mkdir(exist_ok=True)
             Image.fromarray(pixels.repeat(tiles, tiles, 1).numpy()).save(tmp_path / folder / f"{number}.png")
     photos, init = PhotoSet(tmp_path / "small"), None
+    watched = photos.centre_crops(2, 64).repeat(8, 1, 1, 1)
     assert set(steps_and_share) == set(STAGES)
     for stage, (steps, share) in steps_and_share.items():
         if stage == "refit":
             freeze_weights(init, SMALL, tmp_path / "frozen.safetensors", PhotoSet(tmp_path / "large"))
             init = tmp_path / "frozen.safetensors"
-        paces = {"warmup_steps": 5, "learning_rate": 5e-3, "quantise_from": 0.2, "relaxed_rate": 1.0, "log_steps": 5}
-        start(stage, photos, tmp_path / stage, init, TrainConfig(batch=2, crop=64, max_steps=steps, **paces)).train()
-        losses = [json.loads(line)["loss"] for line in (tmp_path / stage / "log.jsonl").read_text().splitlines()]
-        assert sum(losses[-2:]) < share * sum(losses[:2]), stage
+        paces = {"warmup_steps": 5, "learning_rate": 5e-3, "quantise_from": 0.2, "relaxed_rate": 1.0}
+        config = TrainConfig(batch=2, crop=64, max_steps=steps, **paces)
+        run = start(stage, photos, tmp_path / stage, init, config, watched=watched)
+        run._validate(None)
+        before = run.measured["loss"]
+        run.train()
+        assert run.measured["loss"] < share * before, stage
         init = tmp_path / stage / "weights.safetensors"
 
 

@@ -80,13 +80,15 @@ class Campaign:
             left = torch.tensor(end - time.monotonic(), device=accelerator.device)
             return float(mean_over_processes(left)) / 60
 
-        opened: dict[Any, Any] = {}
+        opened: dict[tuple, tuple] = {}  # the settings that the data was last read with -> photos, validation crops
         while (stage := self.next_stage) is not None and minutes_left() > 0:
             clock = [f"max_minutes={self.budgets[stage]}", "max_steps=null"]
             config = load_config(stage, self.preset, settings + clock)
             held = (config.streaming, config.crop, config.transpose, config.downscale, config.jitter)
+            held += (config.validation_crops,)
             if held not in opened:
-                opened = {held: open_photos(data, config, accelerator.device)}
+                photos = open_photos(data, config, accelerator.device)
+                opened = {held: (photos, validation_crops(data, config.validation_crops, config.crop))}
             earlier = self.ledger["stages"].get(stage, {"minutes": 0.0, "steps": 0})
             if stage == "refit" and not earlier["minutes"] and accelerator.is_main_process:
                 self._freeze(data)
@@ -94,8 +96,8 @@ class Campaign:
             folder = self.out / stage
             resume = (folder / "state.pt").exists()
             init = self.parts if self.ledger["stages"] and not resume else None
-            validation = validation_crops(data, config.validation_crops, config.crop)
-            photos, spent = opened[held], earlier["minutes"]
+            photos, validation = opened[held]
+            spent = earlier["minutes"]
             run = Run(stage, self.preset, config, photos, folder, init, resume, accelerator, validation, spent)
             run.train(minutes_left())
             self._keep(stage, run, run.step if resume else earlier["steps"] + run.step)

@@ -1,13 +1,20 @@
-"""The commands that train: `hybridflow train`, `campaign`, `split`, `freeze` and `export`."""
+"""The commands that train: `hybridflow train`, `campaign`, `split`, `freeze` and `export`.
+
+What `hybridflow --help` says of each stands in `hybridflow.cli`, which it needs without this module.
+"""
 
 import argparse
+import inspect
 from pathlib import Path
-from textwrap import fill
+from textwrap import dedent, fill, indent
 
 from hybridflow.checkpoint import split_parts
 from hybridflow.model import PRESETS
-from hybridflow.training.config import SETTINGS, load_config
+from hybridflow.training.config import TrainConfig, load_config
 from hybridflow.training.stages import STAGES
+
+
+PARTS = list(dict.fromkeys(name for stage in STAGES.values() for name in (*stage.trained, *stage.kept)))
 
 
 def add_parsers(subparsers) -> None:
@@ -21,40 +28,36 @@ def add_parsers(subparsers) -> None:
 def _add_train(subparsers) -> None:
     parser = subparsers.add_parser(
         "train",
-        help="train one stage of a model",
-        description="Train one stage. Stages in order: " + ", ".join(STAGES) + ".\n\n"
+        description="Train one stage. Each starts from the weights of the one before; `freeze` comes before refit.\n\n"
+        "stages, in order, and the parts that each trains:\n" + _stages() + "\n\n"
         "SIGTERM, Ctrl-C, the clock or a kill lose nothing: --resume goes on at the last save. The run folder gets\n"
         "config.yaml, log.jsonl, TensorBoard's files, state.pt, weights.safetensors and, of the best validation,\n"
         "best.safetensors. Photos whose number is a multiple of 50 are never trained on but validated on.",
-        epilog="settings: " + fill(", ".join(SETTINGS), 110) + "\n\nexamples:\n"
+        epilog="settings, the preset's own unless set:\n" + _settings() + "\n\nexamples:\n"
         "  hybridflow train tokenizer --data photos/ --out runs/tokenizer --max-minutes 30\n"
         "  hybridflow train continuous --data photos/ --out runs/continuous --init runs/tokenizer/weights.safetensors\n"
         "  hybridflow train joint --data photos/ --out runs/joint --resume --set save_minutes=1 patience=4\n"
         "  accelerate launch --num_processes 4 -m hybridflow train joint --preset base --device cuda --data ...",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("stage", choices=STAGES)
-    parser.add_argument("--preset", choices=PRESETS, default="tiny")
-    parser.add_argument("--data", type=Path, required=True, help="folder of images or tar shards")
+    parser.add_argument("stage", choices=STAGES, metavar="STAGE", help="one of those above")
+    _add_preset(parser)
+    _add_data(parser)
     parser.add_argument("--out", type=Path, required=True, help="run folder: state, weights, log")
     parser.add_argument("--init", type=Path, help="safetensors, or a folder of them, whose parts to start from")
     parser.add_argument("--resume", action="store_true", help="go on from OUT/state.pt")
-    parser.add_argument("--max-minutes", type=float, help="clock of the stage; without --max-steps it sets the pace too")
+    parser.add_argument("--max-minutes", type=float, help="clock of the stage; alone it sets the pace too")
     parser.add_argument("--max-steps", type=int, help="steps of the stage")
-    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="default: %(default)s")
-    parser.add_argument(
-        "--set", nargs="*", action="extend", default=[], metavar="KEY=VALUE", help="override settings of the preset"
-    )
+    _add_device_and_settings(parser)
     parser.set_defaults(run=_train)
 
 
 def _add_campaign(subparsers) -> None:
     parser = subparsers.add_parser(
         "campaign",
-        help="train the stages that come next",
-        description="Train whichever stages of the preset's plan come next, for some minutes: the plan gives each stage\n"
-        "its share of the whole campaign's minutes, its batch, crop and learning rate. Run it again, with the same\n"
-        "OUT or, elsewhere, with --init on what an earlier call left in OUT/parts, and it goes on.\n\n"
+        description="Train whichever stages of the preset's plan come next, for some minutes: the plan gives each\n"
+        "stage its share of the whole campaign's minutes, its batch, crop and learning rate. Run it again, with the\n"
+        "same OUT or, elsewhere, with --init on what an earlier call left in OUT/parts, and it goes on.\n\n"
         "OUT/parts gets a half-precision file for every part that was trained, and campaign.json: what was run and\n"
         "measured. The clock counts from the start of the call; the last validation and the files come on top of it.",
         epilog="examples:\n"
@@ -62,48 +65,43 @@ def _add_campaign(subparsers) -> None:
         "  hybridflow campaign --preset base --device cuda --data photos/ --out runs/base --minutes 9 --init parts/",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--preset", choices=PRESETS, default="tiny")
-    parser.add_argument("--data", type=Path, required=True, help="folder of images or tar shards")
-    parser.add_argument("--out", type=Path, required=True, help="folder of the campaign: parts, and a run folder a stage")
+    _add_preset(parser)
+    _add_data(parser)
+    parser.add_argument("--out", type=Path, required=True, help="folder to write: parts, and a run folder a stage")
     parser.add_argument("--minutes", type=float, required=True, help="clock of this call")
     parser.add_argument("--total-minutes", type=float, help="of the whole campaign, to share out (default: the plan's)")
     parser.add_argument("--init", type=Path, help="folder of parts and campaign.json to start from")
-    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="default: %(default)s")
-    parser.add_argument(
-        "--set", nargs="*", action="extend", default=[], metavar="KEY=VALUE", help="override settings of every stage"
-    )
+    _add_device_and_settings(parser)
     parser.set_defaults(run=_campaign)
 
 
 def _add_split(subparsers) -> None:
     parser = subparsers.add_parser(
         "split",
-        help="take parts out of a run's weights",
-        description="Write parts of a run's weights to a folder, a half-precision file each; train --init takes the "
-        "folder.",
-        epilog="example: hybridflow split runs/tokenizer/weights.safetensors --out parts/ "
-        "--parts codebook_encoder codebook pixel_decoder",
+        description="Write parts of a run's weights to a folder, a half-precision file each, for train --init.",
+        epilog="parts:\n" + fill(", ".join(PARTS), 110, initial_indent="  ", subsequent_indent="  ") + "\n\nexample:\n"
+        "  hybridflow split runs/tokenizer/weights.safetensors --out parts/ --parts codebook_encoder codebook",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("weights", type=Path, help="weights.safetensors of a run")
     parser.add_argument("--out", type=Path, required=True, help="folder to write to")
-    parser.add_argument("--parts", nargs="+", required=True, metavar="PART", help="names of parts")
+    parser.add_argument("--parts", nargs="+", required=True, metavar="PART", help="some of those below")
     parser.set_defaults(run=_split)
 
 
 def _add_freeze(subparsers) -> None:
     parser = subparsers.add_parser(
         "freeze",
-        help="turn what makes bits into integers, before refit",
-        description="Quantise the probability networks to integers, measuring activations on the validation split, and "
-        "bake the coder's tables; train refit then trains what reads the frozen bits.",
-        epilog="example: hybridflow freeze runs/joint/weights.safetensors --data photos/ "
-        "--out runs/frozen/weights.safetensors",
+        description="Quantise the probability networks to integers, measuring activations on the validation split\n"
+        "(photos whose number is a multiple of 50), and bake the coder's tables; train refit then trains what reads\n"
+        "those bits.",
+        epilog="example:\n"
+        "  hybridflow freeze runs/joint/weights.safetensors --data photos/ --out runs/frozen/weights.safetensors",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("weights", type=Path, help="weights.safetensors of a run, or a folder of parts")
-    parser.add_argument("--preset", choices=PRESETS, default="tiny")
-    parser.add_argument("--data", type=Path, required=True, help="folder of images or tar shards")
+    _add_preset(parser)
+    _add_data(parser)
     parser.add_argument("--out", type=Path, required=True, help="safetensors to write")
     parser.set_defaults(run=_freeze)
 
@@ -111,18 +109,45 @@ def _add_freeze(subparsers) -> None:
 def _add_export(subparsers) -> None:
     parser = subparsers.add_parser(
         "export",
-        help="turn a run's weights into a checkpoint",
-        description="Freeze what is not frozen yet, choose the operating points on the validation split, and write "
-        "NAME.safetensors and NAME-ablation.safetensors in half precision.",
-        epilog="example: hybridflow export runs/refit/weights.safetensors --data photos/ --out checkpoints/",
+        description="Freeze what is not frozen yet, choose the operating points on the validation split, and write in\n"
+        "half precision NAME.safetensors, all that encodes and decodes; NAME-ablation.safetensors, for comparisons\n"
+        "and further training; and, of weights that `train perceptual` left, NAME-perceptual.safetensors, the decoder\n"
+        "of `decode --decoder perceptual`.",
+        epilog="examples:\n"
+        "  hybridflow export runs/refit/weights.safetensors --data photos/ --out checkpoints/\n"
+        "  hybridflow export runs/perceptual/weights.safetensors --data photos/ --out checkpoints/",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("weights", type=Path, help="weights.safetensors of a run")
-    parser.add_argument("--preset", choices=PRESETS, default="tiny")
-    parser.add_argument("--data", type=Path, required=True, help="folder of images or tar shards")
+    parser.add_argument("weights", type=Path, help="weights.safetensors of a run, or a folder of parts")
+    _add_preset(parser)
+    _add_data(parser)
     parser.add_argument("--out", type=Path, required=True, help="folder to write to")
-    parser.add_argument("--name", default="tiny", help="of the checkpoint (default: %(default)s)")
+    parser.add_argument("--name", help="of the checkpoint (default: the preset's)")
     parser.set_defaults(run=_export)
+
+
+def _add_preset(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--preset", choices=PRESETS, default="tiny", help="sizes of the model (default: %(default)s)")
+
+
+def _add_data(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--data", type=Path, required=True, help="folder of images or tar shards")
+
+
+def _add_device_and_settings(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="what trains (default: %(default)s)")
+    what = "override settings that `hybridflow train --help` explains"
+    parser.add_argument("--set", nargs="*", action="extend", default=[], metavar="KEY=VALUE", help=what)
+
+
+def _stages() -> str:
+    return "\n".join(f"  {name:<12}{', '.join(stage.trained)}" for name, stage in STAGES.items())
+
+
+def _settings() -> str:
+    """What can be `--set`, as `TrainConfig` documents them."""
+    _, _, attributes = inspect.getdoc(TrainConfig).partition("Attributes:\n")
+    return indent(dedent(attributes).rstrip(), "  ")
 
 
 def _train(args: argparse.Namespace) -> int:
@@ -154,7 +179,8 @@ def _campaign(args: argparse.Namespace) -> int:
 
     campaign = Campaign(args.preset, args.out, args.init, args.total_minutes)
     campaign.train(args.data, args.minutes, args.device, args.set)
-    print(f"{args.out / 'parts'}: " + (f"{campaign.next_stage} comes next" if campaign.next_stage else "all stages done"))
+    left = f"{campaign.next_stage} comes next" if campaign.next_stage else "all stages done"
+    print(f"{args.out / 'parts'}: {left}")
     return 0
 
 
@@ -179,6 +205,6 @@ def _export(args: argparse.Namespace) -> int:
     from hybridflow.training.export import SIDE, export
 
     photos = PhotoSet(args.data, "validation", min_side=SIDE)
-    for path in export(args.weights, args.preset, args.out, args.name, photos):
+    for path in export(args.weights, args.preset, args.out, args.name or args.preset, photos):
         print(f"{path}: {path.stat().st_size:,} bytes")
     return 0

@@ -9,7 +9,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from hybridflow.ablation import Ablations
-from hybridflow.checkpoint import load_parts, model_id, save_ablation, save_release
+from hybridflow.checkpoint import load_parts, model_id, save_ablation, save_perceptual, save_release
 from hybridflow.container import QUALITIES
 from hybridflow.losses import L1_WEIGHT, LPIPS_WEIGHT
 from hybridflow.masking import UNIFORM_SCHEDULES
@@ -17,6 +17,7 @@ from hybridflow.metrics import load_lpips
 from hybridflow.model import HybridFlow
 from hybridflow.training.data import PhotoSet
 from hybridflow.training.freeze import COUNT, freeze
+from hybridflow.weights import perceptual_file
 
 PROBED_QUALITIES = range(0, QUALITIES, 9)
 SIDE = 256
@@ -65,25 +66,30 @@ def _distortion(x: Tensor, x_hat: Tensor, lpips: torch.nn.Module) -> float:
     return float(L1_WEIGHT * (x - x_hat).abs().mean() + LPIPS_WEIGHT * lpips(2 * x - 1, 2 * x_hat - 1))
 
 
-def export(weights: Path, preset: str, out: Path, name: str, photos: PhotoSet, count: int = 24) -> tuple[Path, Path]:
-    """Write `NAME.safetensors`, all that encodes and decodes, and `NAME-ablation.safetensors`, which comparisons and
-    training need. What is not frozen yet, the index prior after `refit` at least, is frozen here.
+def export(weights: Path, preset: str, out: Path, name: str, photos: PhotoSet, count: int = 24) -> list[Path]:
+    """Write `NAME.safetensors`, all that encodes and decodes, `NAME-ablation.safetensors`, which comparisons and
+    training need, and `NAME-perceptual.safetensors`, the second decoder, if the weights hold it. What is not frozen
+    yet, the index prior after `refit` at least, is frozen here.
 
     Args:
-        weights: safetensors of a run.
+        weights: safetensors of a run, or a folder of parts.
         photos: the validation split.
 
     Returns:
-        The two paths.
+        The paths of what was written.
     """
     model = HybridFlow(preset)
+    model.add_perceptual()
     ablations = Ablations(model.preset)
-    load_parts(weights, model, ablations)
+    loaded = load_parts(weights, model, ablations)
     freeze(model, photos.centre_crops(COUNT, SIDE))
     model.half().float().eval()  # the points are chosen for what will be loaded
     points = choose_operating_points(model, photos, count)
     out.mkdir(parents=True, exist_ok=True)
-    released, ablation = out / f"{name}.safetensors", out / f"{name}-ablation.safetensors"
-    save_release(released, model, {"operating_points": json.dumps(points), "model_id": model_id(model).hex()})
-    save_ablation(ablation, model, ablations)
-    return released, ablation
+    paths = [out / f"{name}.safetensors", out / f"{name}-ablation.safetensors"]
+    save_release(paths[0], model, {"operating_points": json.dumps(points), "model_id": model_id(model).hex()})
+    save_ablation(paths[1], model, ablations)
+    if "perceptual" in loaded:
+        paths.append(perceptual_file(paths[0]))
+        save_perceptual(paths[-1], model)
+    return paths

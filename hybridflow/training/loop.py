@@ -92,6 +92,8 @@ class Run:
         _check_folder(out, resume)
         torch.manual_seed(config.seed)
         model = HybridFlow(preset)
+        if STAGES[stage].decoder == "perceptual":
+            model.add_perceptual()
         ablations = Ablations(model.preset)
         loaded = load_parts(init, model, ablations) if init is not None else set()
         self.stage = STAGES[stage](model, ablations, config, photos)

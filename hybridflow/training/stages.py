@@ -51,6 +51,7 @@ class Stage(nn.Module):
         trained: part names, of the model or of the ablations.
         kept: names of the ablations' parts that it sets aside at its start.
         adversarial: whether it trains the pixel decoder against a discriminator where the configuration wants one.
+        decoder: what it decodes with, one of `hybridflow.weights.DECODERS`.
         turns: methods like `loss`, which a step calls one after the other, each with an optimiser of its own for
             `parameters_of` it.
 
@@ -61,6 +62,7 @@ class Stage(nn.Module):
     trained: tuple[str, ...] = ()
     kept: tuple[str, ...] = ()
     adversarial = False
+    decoder = "fidelity"
 
     def __init__(self, model: HybridFlow, ablations: Ablations, config: TrainConfig, photos: PhotoSet) -> None:
         super().__init__()
@@ -133,13 +135,13 @@ class Stage(nn.Module):
         fooling it adds; terms to log."""
         if self.adversary is None or not self.training:
             return distortion, {}
-        last_layer = self.model.pixel_decoder.head[-1].weight
+        last_layer = self.model.parts_of(self.decoder).pixel_decoder.head[-1].weight
         added, terms = self.adversary.fool(x, x_hat, distortion, last_layer, progress)
         return distortion + added, terms
 
     def reconstruct(self, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Images (B,3,H,W) in [0,1] at the middle quality -> what is decoded (B,3,H,W) and bits per pixel by part."""
-        out = self.model(x, QUALITIES // 2)
+        out = self.model(x, QUALITIES // 2, decoder=self.decoder)
         return out["x_hat"], bpp_by_part(out["likelihoods"], x)
 
     @property
@@ -316,7 +318,7 @@ class CorrectionStage(Stage):
         latent = model.continuous(x, quality)
         sent = random_mask(draws, *indices.shape[1:])
         logits = model.predictor(indices, sent, latent.y_hat)
-        x_hat = model.pixel_decoder(model.fill_in(indices, sent, logits), model.correction(latent.y_hat))
+        x_hat = model.merge(model.fill_in(indices, sent, logits), latent.y_hat, decoder=self.decoder)
         distortion, terms = self.distortion(x, x_hat, draws)
         masked_bits = masked_cross_entropy(logits, indices, sent) / math.log(2)
         terms |= {"masked_bits": masked_bits.detach(), "masked_accuracy": masked_accuracy(logits, indices, sent)}
@@ -363,10 +365,18 @@ class Refit(Joint):
 
 
 class Perceptual(Refit):
-    """A second D_vq and D_corr, with all that makes bits frozen: L1 + LPIPS and a discriminator."""
+    """A second D_vq and D_corr, with all that makes bits and the first pair frozen: L1 + LPIPS and a discriminator."""
 
-    trained = ("correction", "pixel_decoder")
+    trained = ("perceptual",)
     adversarial = True
+    decoder = "perceptual"
+
+    def begin(self, loaded: set[str]) -> None:
+        """Starts from the first pair, or goes on from a second one that was loaded."""
+        super().begin(loaded)
+        if "perceptual" not in loaded:
+            for name, part in self.model.perceptual.named_children():
+                part.load_state_dict(getattr(self.model, name).state_dict())
 
     def loss(self, x: Tensor, draws: Draws, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
         merged = self.merge(x, draws)
