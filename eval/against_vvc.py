@@ -7,7 +7,6 @@ decoded by ffmpeg; its bytes are those of the raw `.266` stream. All figures are
 a part of it, pixel for pixel.
 """
 
-import argparse
 import functools
 import sys
 from bisect import bisect_left
@@ -17,8 +16,8 @@ from pathlib import Path
 from PIL import Image
 
 import hybridflow
+from eval import command
 from eval.ffmpeg import decode_vvc, encode_vvc
-from hybridflow.errors import HybridFlowError
 from hybridflow.image_io import read_image
 from hybridflow.metrics import lpips, psnr
 from hybridflow.side_by_side import side_by_side
@@ -51,10 +50,9 @@ def part(image: Image.Image, left: int | None) -> Image.Image:
     return image.crop((left, top, left + width, top + height))
 
 
+@command.one_line_errors
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m eval.against_vvc", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command.parser("against_vvc", __doc__)
     parser.add_argument("image", type=Path)
     parser.add_argument("--bpp", type=float, default=0.03, help="ours is at or under that (%(default)s)")
     parser.add_argument("--checkpoint", default="tiny", help="a preset's name or a .safetensors file (%(default)s)")
@@ -62,15 +60,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="PNG")
     args = parser.parse_args(argv)
 
-    try:
-        original = read_image(args.image)
-        codec = hybridflow.load(args.checkpoint)
-        data = codec.encode(original, bpp=args.bpp)
-        stream = smallest_from(functools.partial(encode_vvc, original), len(data))
-        ours, vvc = codec.decode(data), decode_vvc(stream, original.size)
-    except (HybridFlowError, RuntimeError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    original = read_image(args.image)
+    codec = hybridflow.load(args.checkpoint)
+    data = codec.encode(original, bpp=args.bpp)
+    stream = smallest_from(functools.partial(encode_vvc, original), len(data))
+    ours, vvc = codec.decode(data), decode_vvc(stream, original.size)
     captions = [
         f"{args.image.stem}: original, {original.width}x{original.height}",
         caption("VVC", original, vvc, len(stream)),

@@ -8,7 +8,6 @@ Pillow's, JPEG XL that of pillow-jxl-plugin, HEVC and VVC the x265 and vvenc of 
 CSV already holds are not measured again; an image that cannot be read is skipped, and the exit code is then 1.
 """
 
-import argparse
 import functools
 import io
 import sys
@@ -19,10 +18,9 @@ from pathlib import Path
 
 from PIL import Image, features
 
-from eval import ffmpeg
+from eval import command, ffmpeg
 from eval.cost import cost_of
 from eval.curves import Coding, add_arguments, run
-from hybridflow.errors import HybridFlowError
 from hybridflow.image_io import read_image
 
 
@@ -129,21 +127,16 @@ class Baseline:
         return Coding(len(data), decoded, {"encoding_time": encoding.seconds, "decoding_time": decoding.seconds})
 
 
+@command.one_line_errors
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m eval.baselines", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command.parser("baselines", __doc__)
     add_arguments(parser)
     parser.add_argument("--codecs", nargs="+", choices=CODECS, default=list(CODECS), help="(all)")
     parser.add_argument("--qualities", type=int, nargs="+", metavar="Q", help="of every codec (to its lowest rate)")
     args = parser.parse_args(argv)
 
     curves = [Baseline(name, tuple(args.qualities or CODECS[name].qualities)) for name in args.codecs]
-    try:
-        return run(curves, args.data, args.output, "baselines.csv", args.workers)
-    except (HybridFlowError, OSError, RuntimeError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return run(curves, args.data, args.output, "baselines.csv", args.workers)
 
 
 if __name__ == "__main__":

@@ -21,8 +21,10 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
+from eval.command import exit_code
 from eval.datasets import describe, list_images, sha256
 from eval.distortion import DISTORTIONS, distortions, vgg_metrics
+from eval.tables import aligned
 from eval.vgg import HOW_TO_GET_IT
 from hybridflow.errors import HybridFlowError, ImageError
 from hybridflow.image_io import read_image
@@ -192,9 +194,8 @@ def print_table(result: dict) -> None:
     results = result["results"]
     shown = ("bpp", "psnr-rgb", "ms-ssim-rgb", "lpips-alex", "lpips-vgg", "dists", "encoding_time", "decoding_time")
     shown = [figure for figure in shown if figure in results]
-    print(f"\n{result['name']}\n{'point':<12}" + "".join(f"{figure:>14}" for figure in shown))
-    for i, point in enumerate(results["point"]):
-        print(f"{point:<12}" + "".join(f"{results[figure][i]:14.4f}" for figure in shown))
+    rows = [[point, *(f"{results[figure][i]:.4f}" for figure in shown)] for i, point in enumerate(results["point"])]
+    print(f"\n{result['name']}\n{aligned(['point', *shown], rows)}")
 
 
 def add_arguments(parser: argparse.ArgumentParser, output: str = "DIR") -> None:
@@ -222,7 +223,4 @@ def run(curves: Sequence[Curve], data: Path, output: Path, csv_name: str, worker
             result = average(found, curve.title, f"{dataset}; {curve.description}")
             (output / f"{curve.name}.json").write_text(json.dumps(result, indent=2, allow_nan=False) + "\n")
             print_table(result)
-    if len(images) < len(listed):
-        print(f"skipped {len(listed) - len(images)} of {len(listed)} images: they could not be read", file=sys.stderr)
-        return 1
-    return 0
+    return exit_code(len(listed), len(images))

@@ -6,7 +6,6 @@ Each photo is encoded at about 0.03 and 0.05 bits per pixel into a file in `demo
 compared with the original; `demo/side_by_side.png` shows them beside each other.
 """
 
-import argparse
 import sys
 import time
 from pathlib import Path
@@ -14,6 +13,7 @@ from pathlib import Path
 from PIL import Image
 
 import hybridflow
+from eval import command
 from hybridflow.image_io import read_image
 from hybridflow.metrics import lpips, psnr
 from hybridflow.side_by_side import side_by_side, stack
@@ -48,10 +48,9 @@ def show_photo(codec, photo: Path, output: Path) -> Image.Image:
     return side_by_side(images, captions)
 
 
+@command.one_line_errors
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m eval.demo", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command.parser("demo", __doc__)
     parser.add_argument("--checkpoint", default="tiny", help="a preset's name or a .safetensors file (%(default)s)")
     parser.add_argument("-o", "--output", type=Path, default=Path("demo"), metavar="DIR", help="(%(default)s)")
     args = parser.parse_args(argv)

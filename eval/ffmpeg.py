@@ -12,6 +12,8 @@ import numpy as np
 from imageio_ffmpeg import get_ffmpeg_exe
 from PIL import Image
 
+from hybridflow.errors import HybridFlowError
+
 VVC_SETTINGS = ("-pix_fmt", "yuv420p10le", "-c:v", "libvvenc", "-preset", "slow")
 """Its perceptual optimisation is on, as is its default."""
 
@@ -78,8 +80,8 @@ def _frame(image: Image.Image) -> list[str]:
 
 
 def _run(loglevel: str, arguments: list[str], data: bytes) -> subprocess.CompletedProcess:
-    """Run ffmpeg on standard input; raises RuntimeError with its words if it fails."""
+    """Run ffmpeg on standard input; raises HybridFlowError with its words if it fails."""
     run = subprocess.run([get_ffmpeg_exe(), "-v", loglevel, *arguments], input=data, capture_output=True)
     if run.returncode:
-        raise RuntimeError(f"ffmpeg failed: {run.stderr.decode(errors='replace').strip()}")
+        raise HybridFlowError(f"ffmpeg failed: {run.stderr.decode(errors='replace').strip()}")
     return run

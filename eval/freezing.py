@@ -11,8 +11,6 @@ prints a Markdown table for each question and writes both to a JSON file:
   integers.
 """
 
-import argparse
-import json
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -25,15 +23,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 import hybridflow
-from eval.datasets import describe, list_images
-from eval.parts import Rows, markdown
+from eval import command, study
 from eval.photo import Photo
+from eval.study import Rows
 from hybridflow.checkpoint import read_weights
-from hybridflow.errors import CheckpointError, HybridFlowError
+from hybridflow.errors import CheckpointError
 from hybridflow.masking import coding_steps
 from hybridflow.model import Coded, HybridFlow
 from hybridflow.probability import INDEX_STEPS, latent_step_masks
-from hybridflow.weights import weight_file
 
 POINTS = ((0, "none"), (22, "none"), (41, "none"), (63, "none"), (31, "1_4"), (31, "full"))
 """Quality and schedule of the files."""
@@ -142,38 +139,18 @@ def threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+@command.one_line_errors
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m eval.freezing", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="folder of images")
-    parser.add_argument("--checkpoint", default="tiny", help="a preset's name or a .safetensors file (%(default)s)")
-    parser.add_argument(
-        "--ablations", type=Path, metavar="FILE", help="where the floats are (NAME-ablation.safetensors, as shipped)"
-    )
-    parser.add_argument("-o", "--output", type=Path, required=True, metavar="JSON")
+    parser = command.parser("freezing", __doc__)
+    study.add_arguments(parser)
     args = parser.parse_args(argv)
 
-    try:
-        images = list_images(args.data)
-        codec = hybridflow.load(args.checkpoint)
-        floats = floats_of(codec.model, args.ablations or weight_file(f"{codec.name}-ablation.safetensors"))
-        args.output.parent.mkdir(parents=True, exist_ok=True)
-        photos = [Photo(codec, None, path) for path in tqdm(images, desc="analysis", unit="image", disable=None)]
-    except (HybridFlowError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    codec = hybridflow.load(args.checkpoint)
+    floats = floats_of(codec.model, study.ablation_file(args, codec))
+    photos, listed = study.open_photos(args.data, codec)
     tables = {"bytes": bytes_at_points(photos, floats), "readings": readings(photos)}
-    result = {
-        "name": f"HybridFlow {codec.name}",
-        "description": f"{describe(images)}; model id {codec.model_id}",
-        "tables": tables,
-    }
-    args.output.write_text(json.dumps(result, indent=2) + "\n")
-    print(f"{result['name']}, {result['description']}")
-    for name, rows in tables.items():
-        print(f"\n### {name.capitalize()}\n\n{markdown(rows)}")
-    return 0
+    study.publish(args.output, photos, tables)
+    return command.exit_code(listed, len(photos))
 
 
 if __name__ == "__main__":

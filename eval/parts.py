@@ -15,28 +15,24 @@ The baselines' weights come from the checkpoint's ablation file, each as its own
 whole has had. A byte is a byte of a whole `.hf` file, but the continuous stream's alone are estimated.
 """
 
-import argparse
-import json
 import math
 import sys
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
 import hybridflow
-from eval.datasets import describe, list_images
+from eval import command, study
 from eval.photo import Photo
+from eval.study import Rows
 from hybridflow.ablation import Ablations
 from hybridflow.checkpoint import load_parts
 from hybridflow.container import QUALITIES
-from hybridflow.errors import HybridFlowError
 from hybridflow.losses import masked_cross_entropy
 from hybridflow.masking import SCHEDULES, UNIFORM_SCHEDULES, schedule_mask
-from hybridflow.weights import weight_file
 
 USUAL = (31, "1_4")
 """Quality and schedule at which parts are switched off."""
@@ -46,8 +42,6 @@ ROUND_TRIP_QUALITIES = (0, 31, 63)
 CONTINUOUS_ALONE = "continuous alone"
 RATES = 5
 """Rates, evenly spaced in log bpp, at which two curves are compared."""
-
-Rows = list[dict[str, str | float]]
 
 
 def averages(photos: Sequence[Photo], sizes: Sequence[float], figures: Sequence[dict[str, float]]) -> dict[str, float]:
@@ -241,28 +235,10 @@ def measure_parts(photos: Sequence[Photo], qualities: Sequence[int]) -> dict[str
     }
 
 
-def markdown(rows: Rows) -> str:
-    """Rows of equal columns -> a Markdown table."""
-    if not rows:
-        return "(nothing to compare)"
-
-    def text(value: float) -> str:
-        return f"{value:.4g}" if isinstance(value, float) and abs(value) < 1000 else f"{value:,.0f}"
-
-    lines = [[str(column) for column in rows[0]], ["---"] * len(rows[0])]
-    lines += [[value if isinstance(value, str) else text(value) for value in row.values()] for row in rows]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
-
-
+@command.one_line_errors
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m eval.parts", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="folder of images")
-    parser.add_argument("--checkpoint", default="tiny", help="a preset's name or a .safetensors file (%(default)s)")
-    parser.add_argument(
-        "--ablations", type=Path, metavar="FILE", help="the baselines' weights (NAME-ablation.safetensors, as shipped)"
-    )
+    parser = command.parser("parts", __doc__)
+    study.add_arguments(parser)
     parser.add_argument(
         "--qualities",
         type=int,
@@ -272,32 +248,15 @@ def main(argv: list[str] | None = None) -> int:
         metavar="Q",
         help="of the curves, 0 to 63 (%(default)s)",
     )
-    parser.add_argument("-o", "--output", type=Path, required=True, metavar="JSON")
-    parser.add_argument("--device", default="cpu", help="cpu or cuda (%(default)s)")
+    command.add_device(parser)
     args = parser.parse_args(argv)
 
-    try:
-        images = list_images(args.data)
-        codec = hybridflow.load(args.checkpoint, device=args.device)
-        ablations = Ablations(codec.model.preset).to(args.device).eval()
-        load_parts(args.ablations or weight_file(f"{codec.name}-ablation.safetensors"), ablations)
-        args.output.parent.mkdir(parents=True, exist_ok=True)
-        photos = [Photo(codec, ablations, path) for path in tqdm(images, desc="analysis", unit="image", disable=None)]
-    except (HybridFlowError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    tables = measure_parts(photos, args.qualities)
-    result = {
-        "name": f"HybridFlow {codec.name}",
-        "description": f"{describe(images)}; model id {codec.model_id}",
-        "point": "{}:{}".format(*USUAL),
-        "tables": tables,
-    }
-    args.output.write_text(json.dumps(result, indent=2) + "\n")
-    print(f"{result['name']}, {result['description']}")
-    for name, rows in tables.items():
-        print(f"\n### {name.capitalize()}\n\n{markdown(rows)}")
-    return 0
+    codec = hybridflow.load(args.checkpoint, device=args.device)
+    ablations = Ablations(codec.model.preset).to(args.device).eval()
+    load_parts(study.ablation_file(args, codec), ablations)
+    photos, listed = study.open_photos(args.data, codec, ablations)
+    study.publish(args.output, photos, measure_parts(photos, args.qualities), point="{}:{}".format(*USUAL))
+    return command.exit_code(listed, len(photos))
 
 
 if __name__ == "__main__":

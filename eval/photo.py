@@ -39,7 +39,7 @@ class Photo:
 
     def __init__(self, codec: Codec, ablations: Ablations | None, path: Path) -> None:
         self.codec, self.model, self.ablations = codec, codec.model, ablations
-        self.original = read_image(path)
+        self.path, self.original = path, read_image(path)
         self.analysed = codec.analyse(self.original)
         self.device = self.analysed.latent.device
         self.indices = torch.from_numpy(self.analysed.indices)[None].to(self.device)

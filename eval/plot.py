@@ -3,15 +3,17 @@
     python -m eval.plot eval/results/kodak -o figures/
 
 writes `rate_distortion.svg`, `ablations.svg` and `speed.svg`. Curves that were measured by us are solid, with filled
-markers; points that other codecs' authors published on Kodak are grey, dashed and hollow. Colours are Okabe and Ito's,
-which the colour-blind tell apart; markers differ too, for print without colour.
+markers; points that other codecs' authors published on Kodak are grey letters on dashed lines, their sources below.
+Colours are Okabe and Ito's, which the colour-blind tell apart; markers differ too, for print without colour.
 """
 
-import argparse
 import itertools
 import sys
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
+from string import ascii_uppercase
+from typing import IO
 
 import matplotlib
 
@@ -21,11 +23,24 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from eval import command
 from eval.result_files import METRICS, CurveResult, published_curves, read_curves
 
 COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-MARKERS = "osD^vPX*<>phd8H"
-PUBLISHED_GREY = "#777777"
+MARKERS = "osD^vPX*<>"
+PUBLISHED_GREY = "#555555"
+LEGEND = {"fontsize": 8, "alignment": "left", "frameon": False, "borderaxespad": 0}
+DASHED = {"color": PUBLISHED_GREY, "linestyle": "--", "lw": 0.7, "zorder": 1}
+LETTER = {
+    "fontsize": 6.5,
+    "color": PUBLISHED_GREY,
+    "ha": "center",
+    "va": "center",
+    "zorder": 1.5,
+    "clip_on": True,
+    "bbox": {"boxstyle": "circle,pad=0.15", "facecolor": "white", "edgecolor": PUBLISHED_GREY, "linewidth": 0.5},
+}
+"""A point that was published."""
 RATES = (0.008, 0.3)
 """bpp that are shown, at most."""
 STYLE = {"font.size": 9, "axes.grid": True, "grid.alpha": 0.3, "svg.hashsalt": "hybridflow", "lines.markersize": 4.5}
@@ -43,59 +58,90 @@ def ours(curves: Sequence[CurveResult]) -> list[CurveResult]:
     return [curve for curve in curves if curve.key not in CLASSICAL and not is_ablation(curve)]
 
 
-def rate_distortion(curves: Sequence[CurveResult], published: bool = False) -> Figure:
-    """One panel a metric that any curve has; bpp is on a logarithmic axis."""
+def rate_distortion(curves: Sequence[CurveResult], published: Sequence[CurveResult] = ()) -> Figure:
+    """One panel a metric that any curve has, over the same rates on a logarithmic axis; the last is the legend."""
     metrics = [metric for metric in METRICS if any(metric in curve.results for curve in curves)]
-    columns = min(2, len(metrics))
-    rows = -(-len(metrics) // columns)
+    places = metrics + ["legend"] * (2 - len(metrics) % 2)
+    rows = [places[i : i + 2] for i in range(0, len(places), 2)]
     with plt.rc_context(STYLE):
-        figure, panels = plt.subplots(rows, columns, figsize=(5.2 * columns, 3.6 * rows), squeeze=False)
-        for metric, panel in itertools.zip_longest(metrics, panels.flat):
-            if metric is None:
-                panel.set_axis_off()
-            else:
-                _draw(panel, curves, metric, published)
-        handles = {label: handle for panel in panels.flat for handle, label in zip(*panel.get_legend_handles_labels())}
-        figure.legend(handles.values(), handles, loc="upper center", bbox_to_anchor=(0.5, 0), ncols=3, frameon=False)
-        figure.tight_layout()
+        figure, panels = plt.subplot_mosaic(rows, figsize=(10.4, 3.8 * len(rows)), layout="constrained")
+        handles = {}
+        for metric in metrics:
+            _draw(panels[metric], curves, metric, published)
+            handles |= {line.get_label(): line for line in panels[metric].lines}
+        panels["legend"].set_axis_off()
+        solid = [line for line in handles.values() if line.get_linestyle() == "-"]
+        dashed = [line for line in handles.values() if line.get_linestyle() == "--"]
+        measured = panels["legend"].legend(handles=solid, loc="upper left", title="Measured here", **LEGEND)
+        if dashed:
+            panels["legend"].add_artist(measured)
+            title = "Published by their authors, not measured here"
+            panels["legend"].legend(handles=dashed, loc="lower left", ncols=2, title=title, **LEGEND)
+            figure.supxlabel(_sources(published), x=0.01, ha="left", fontsize=7)
     return figure
 
 
-def _draw(panel: Axes, curves: Sequence[CurveResult], metric: str, published: bool) -> None:
+def _draw(panel: Axes, curves: Sequence[CurveResult], metric: str, published: Sequence[CurveResult]) -> None:
     label, more_is_better = METRICS[metric]
-    if published:
-        for (name, (rates, figures)), marker in zip(published_curves(metric).items(), itertools.cycle(MARKERS)):
-            style = {"color": PUBLISHED_GREY, "mfc": "white", "lw": 0.7, "ms": 4, "zorder": 1}
-            panel.plot(rates, figures, linestyle="--", marker=marker, label=f"{name} (published)", **style)
+    for curve, letter in zip(published, ascii_uppercase):
+        panel.plot(*curve.points(metric), label=f"{letter}  {curve.name}", **DASHED)
+        for point in zip(*curve.points(metric)):
+            panel.text(*point, letter, **LETTER)
     for curve, (colour, marker) in zip(curves, itertools.cycle(zip(COLOURS, MARKERS))):
         if metric in curve.results:
-            panel.plot(curve.results["bpp"], curve.results[metric], color=colour, marker=marker, label=curve.name)
+            panel.plot(*curve.points(metric), color=colour, marker=marker, label=curve.name)
+    low, high = _rates([*curves, *published])
+    shown = [f for line in panel.lines for rate, f in zip(*line.get_data()) if low <= rate <= high]
+    margin = 0.05 * (max(shown) - min(shown)) or 0.05
+    panel.set_ylim(min(shown) - margin, max(shown) + margin)
     panel.set_xscale("log")
-    low, high = panel.get_xlim()
-    panel.set_xlim(max(low, RATES[0]), min(high, RATES[1]))
-    ticks = [tick for tick in (0.01, 0.02, 0.04, 0.08, 0.15, 0.3) if panel.get_xlim()[0] <= tick <= panel.get_xlim()[1]]
+    panel.set_xlim(low / 1.1, high * 1.1)
+    ticks = [tick for tick in (0.01, 0.02, 0.04, 0.08, 0.15, 0.3) if low / 1.1 <= tick <= high * 1.1]
     panel.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     panel.minorticks_off()
     panel.set_xlabel("bits per pixel")
     panel.set_ylabel(f"{label} ({'more' if more_is_better else 'less'} is better)")
 
 
+def _rates(curves: Sequence[CurveResult]) -> tuple[float, float]:
+    """The lowest and the highest bpp that are shown."""
+    rates = [rate for curve in curves for rate in curve.results["bpp"] if RATES[0] <= rate <= RATES[1]]
+    return (min(rates), max(rates)) if rates else RATES
+
+
+def _sources(published: Sequence[CurveResult]) -> str:
+    """Who published what, by the letters that the figure has for them."""
+    letters: dict[str, str] = {}
+    for curve, letter in zip(published, ascii_uppercase):
+        letters[curve.description] = letters.get(curve.description, "") + letter
+    sources = "; ".join(f"{', '.join(found)}: {source}" for source, found in letters.items())
+    return textwrap.fill(f"Sources: {sources}.", 190)
+
+
 def speed_against_quality(curves: Sequence[CurveResult], metric: str = "lpips-alex") -> Figure:
     """Seconds to encode and to decode an image, and the metric, at every point that was timed."""
     with plt.rc_context(STYLE):
-        figure, panels = plt.subplots(1, 2, figsize=(10.4, 3.8), sharey=True)
+        figure, panels = plt.subplots(1, 2, figsize=(10.4, 4), sharex=True, sharey=True, layout="constrained")
         for panel, figure_name in zip(panels, ("encoding_time", "decoding_time")):
             for curve, (colour, marker) in zip(curves, itertools.cycle(zip(COLOURS, MARKERS))):
                 if figure_name in curve.results and metric in curve.results:
+                    low, high = (f"{find(curve.results['bpp']):.3f}" for find in (min, max))
+                    label = f"{curve.name}: {low if low == high else f'{low} to {high}'} bpp"
                     times = curve.results[figure_name]
-                    panel.plot(times, curve.results[metric], color=colour, marker=marker, lw=0, label=curve.name)
+                    panel.plot(times, curve.results[metric], color=colour, marker=marker, lw=0, label=label)
             panel.set_xscale("log")
+            panel.xaxis.set_major_formatter("{x:g}")
             panel.set_xlabel(f"{figure_name.replace('_time', '')}, seconds an image")
         panels[0].set_ylabel(f"{METRICS[metric][0]} ({'more' if METRICS[metric][1] else 'less'} is better)")
-        handles, labels = panels[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="upper center", bbox_to_anchor=(0.5, 0), ncols=4, frameon=False)
-        figure.tight_layout()
+        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
     return figure
+
+
+def save(figure: Figure, file: Path | IO[str]) -> None:
+    """Write a figure as SVG, the same bytes whenever it is the same figure, and close it."""
+    with plt.rc_context(STYLE):
+        figure.savefig(file, format="svg", metadata={"Date": None})
+    plt.close(figure)
 
 
 def figures_of(curves: Sequence[CurveResult]) -> dict[str, Figure]:
@@ -104,30 +150,24 @@ def figures_of(curves: Sequence[CurveResult]) -> dict[str, Figure]:
     classical = [curve for key in CLASSICAL for curve in curves if curve.key == key]
     on_kodak = all(curve.description.startswith("Kodak") for curve in curves)
     found = {
-        "rate_distortion": rate_distortion([*whole, *classical], published=on_kodak),
+        "rate_distortion": rate_distortion([*whole, *classical], published=published_curves() if on_kodak else ()),
         "speed": speed_against_quality([*whole, *classical]),
     }
     ablated = [curve for curve in curves if is_ablation(curve)]
     return found | ({"ablations": rate_distortion([*whole, *ablated])} if ablated else {})
 
 
+@command.one_line_errors
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m eval.plot", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command.parser("plot", __doc__)
     parser.add_argument("results", type=Path, help="folder of curves")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="DIR")
     args = parser.parse_args(argv)
 
-    try:
-        figures = figures_of(read_curves(args.results))
-        args.output.mkdir(parents=True, exist_ok=True)
-        for name, figure in figures.items():
-            figure.savefig(args.output / f"{name}.svg", bbox_inches="tight", metadata={"Date": None})
-            plt.close(figure)
-    except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    figures = figures_of(read_curves(args.results))
+    args.output.mkdir(parents=True, exist_ok=True)
+    for name, figure in figures.items():
+        save(figure, args.output / f"{name}.svg")
     return 0
 
 

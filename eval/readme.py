@@ -8,8 +8,10 @@ writes it between the two marks in README.md.
 import sys
 from pathlib import Path
 
+from eval import command, tables
 from eval.plot import CLASSICAL, ours
 from eval.result_files import KODAK_RESULTS, CurveResult, read_curves
+from hybridflow.errors import HybridFlowError
 
 README = Path(__file__).parent.parent / "README.md"
 BEGIN, END = "<!-- results: python -m eval.readme -->", "<!-- end of results -->"
@@ -40,26 +42,21 @@ def headline(curves: list[CurveResult]) -> tuple[list[str], list[list[str]]]:
 
 
 def markdown_table(curves: list[CurveResult]) -> str:
-    titles, rows = headline(curves)
-    lines = [titles, ["---"] * 2 + ["---:"] * (len(titles) - 2), *rows]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+    return tables.markdown(*headline(curves), words=2)
 
 
 def with_table(text: str, table: str) -> str:
-    """The README's text with this table between its marks; ValueError if they are not there."""
+    """The README's text with this table between its marks; HybridFlowError if they are not there."""
     before, begin, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not (begin and end):
-        raise ValueError(f"{README.name} has no place for the table: put {BEGIN} and {END} on lines of their own")
+        raise HybridFlowError(f"{README.name} has no place for the table: put {BEGIN} and {END} on lines of their own")
     return f"{before}{BEGIN}\n\n{table}\n\n{END}{after}"
 
 
+@command.one_line_errors
 def main() -> int:
-    try:
-        README.write_text(with_table(README.read_text(), markdown_table(read_curves(KODAK_RESULTS))))
-    except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    README.write_text(with_table(README.read_text(), markdown_table(read_curves(KODAK_RESULTS))))
     return 0
 
 

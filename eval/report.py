@@ -1,37 +1,39 @@
 """One HTML page on a folder of results: table, figures, ablations, and every image to look at, ours against VVC.
 
     python -m eval.report --results eval/results/kodak --data KODAK --checkpoint tiny -o report.html --workers 2
+    python -m eval.report --results eval/results/kodak --parts eval/results/parts/tiny.json --data KODAK -o report.html
 
 The page needs nothing beside it: it works offline, from file://. Each image is coded anew at `--bpp`, and by VVC, the
 best classical codec at such rates, at the smallest of its rates that is not below ours; where its lowest rate is higher
 than that, the page says so. The pictures are WebP of quality 92, to keep the page small.
 """
 
-import argparse
 import base64
 import io
+import json
 import sys
 from functools import cache, partial
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from matplotlib.figure import Figure
 from PIL import Image
 from tqdm import tqdm
 
+from eval import command
 from eval.against_vvc import QPS, smallest_from
-from eval.bd import delta, line
+from eval.bd import TITLES, delta_rows
 from eval.curves import add_arguments, readable, worker_pool
 from eval.datasets import list_images
+from eval.distortion import distortions
 from eval.ffmpeg import decode_vvc, encode_vvc
-from eval.plot import figures_of, is_ablation, ours
-from eval.readme import headline
+from eval.plot import figures_of, is_ablation, ours, save
+from eval.readme import COLUMNS, headline
 from eval.result_files import METRICS, CurveResult, read_curves
 from eval.run import load_codec
+from eval.tables import Cells, cells_of
 from hybridflow.errors import HybridFlowError
 from hybridflow.image_io import read_image
-from hybridflow.metrics import lpips, psnr
 
 TEMPLATE = "report.html.j2"
 FIGURE_TITLES = {
@@ -52,7 +54,7 @@ def look_at(image: Path, checkpoint: str, bpp: float) -> dict:
         "VVC": (vvc, decode_vvc(vvc, original.size)),
     }
     return {
-        "name": image.stem,
+        "name": image.name,
         "width": original.width,
         "height": original.height,
         "original": data_uri(original),
@@ -62,8 +64,7 @@ def look_at(image: Path, checkpoint: str, bpp: float) -> dict:
                 "name": name,
                 "bytes": len(data),
                 "bpp": 8 * len(data) / (original.width * original.height),
-                "psnr": psnr(original, decoded),
-                "lpips": lpips(original, decoded),
+                "figures": {k: v for k, v in distortions(original, decoded).items() if k in METRICS},
                 "picture": data_uri(decoded),
             }
             for name, (data, decoded) in versions.items()
@@ -81,30 +82,55 @@ def data_uri(image: Image.Image) -> str:
 def svg(figure: Figure) -> str:
     """A figure as an element of the page."""
     buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", bbox_inches="tight", metadata={"Date": None})
-    plt.close(figure)
+    save(figure, buffer)
     text = buffer.getvalue()
     return text[text.index("<svg") :]
 
 
-def deltas(curves: list[CurveResult]) -> list[str]:
-    """Bjontegaard deltas of ours and its ablations against VVC, a line each."""
+def deltas(curves: list[CurveResult]) -> Cells:
+    """Bjontegaard deltas of ours and its ablations against VVC: rows under `TITLES`, none without VVC."""
     anchor = next((curve for curve in curves if curve.key == "vvc"), None)
-    if anchor is None:
-        return []
-    lines = []
-    for curve in [*ours(curves), *filter(is_ablation, curves)]:
-        for metric in METRICS:
-            if metric in curve.results and metric in anchor.results:
-                try:
-                    lines.append(line(curve.name, metric, delta(anchor, curve, metric)))
-                except ValueError as error:
-                    lines.append(str(error))
-    return lines
+    return delta_rows(anchor, [*ours(curves), *filter(is_ablation, curves)]) if anchor else []
 
 
-def render(curves: list[CurveResult], photos: list[dict], bpp: float) -> str:
-    """The whole page."""
+def read_parts(path: Path) -> dict:
+    """What `eval.parts` wrote; HybridFlowError if it did not."""
+    try:
+        content = json.loads(path.read_text())
+        if {"name", "description", "point", "tables"} <= content.keys():
+            return content
+    except (ValueError, AttributeError):
+        pass
+    raise HybridFlowError(f"{path} is not of eval.parts: it must hold name, description, point and tables")
+
+
+def sort_orders(photos: list[dict]) -> dict[str, list[str]]:
+    """Title -> the images' names in that order: by name, by our bpp, and by every metric that all of them have."""
+    of_ours, of_vvc = ([photo["versions"][i] for photo in photos] for i in (0, 1))
+    columns = {"bits per pixel": [version["bpp"] for version in of_ours]}
+    for metric, (_, more_is_better) in METRICS.items():
+        if all(metric in version["figures"] for version in of_ours):
+            label, sign = COLUMNS[metric][0], -1 if more_is_better else 1
+            figures = [sign * version["figures"][metric] for version in of_ours]
+            columns[f"{label}, best first"] = figures
+            columns[f"{label}, worst first"] = [-figure for figure in figures]
+            columns[f"{label} against VVC, best first"] = [
+                figure - sign * version["figures"][metric] for figure, version in zip(figures, of_vvc)
+            ]
+    names = [photo["name"] for photo in photos]
+    orders = {title: [name for _, name in sorted(zip(keys, names))] for title, keys in columns.items()}
+    return {"name": sorted(names)} | orders
+
+
+def render(curves: list[CurveResult], photos: list[dict], bpp: float, parts: dict | None = None) -> str:
+    """The whole page.
+
+    Args:
+        curves: of `read_curves`.
+        photos: of `look_at`.
+        bpp: what the photos were coded at or under.
+        parts: what `eval.parts` wrote.
+    """
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -112,39 +138,43 @@ def render(curves: list[CurveResult], photos: list[dict], bpp: float) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    titles, rows = headline(curves)
+    tables = {name: cells_of(rows) for name, rows in parts["tables"].items() if rows} if parts else {}
     figures = {FIGURE_TITLES[name]: svg(figure) for name, figure in figures_of(curves).items()}
     return environment.get_template(TEMPLATE).render(
-        titles=titles, rows=rows, figures=figures, curves=curves, deltas=deltas(curves), photos=photos, bpp=bpp
+        headline=headline(curves),
+        figures=figures,
+        ablated=any(map(is_ablation, curves)),
+        deltas=(TITLES, deltas(curves)),
+        parts=parts,
+        parts_tables=tables,
+        columns=COLUMNS,
+        photos=photos,
+        orders=sort_orders(photos),
+        bpp=bpp,
+        curves=curves,
     )
 
 
+@command.one_line_errors
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m eval.report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command.parser("report", __doc__)
     add_arguments(parser, output="HTML")
     parser.add_argument("--results", type=Path, required=True, metavar="DIR", help="of eval.run and eval.baselines")
+    parser.add_argument("--parts", type=Path, metavar="JSON", help="of eval.parts: what each part is worth")
     parser.add_argument("--checkpoint", default="tiny", help="a preset's name or a .safetensors file (%(default)s)")
     parser.add_argument("--bpp", type=float, default=0.03, help="of the pictures, at most (%(default)s)")
     args = parser.parse_args(argv)
 
-    try:
-        curves, listed = read_curves(args.results), list_images(args.data)
-        images = readable(listed)
-        with worker_pool(args.workers) as run:
-            found = run(look_at, [(image, args.checkpoint, args.bpp) for image in images])
-            photos = list(tqdm(found, total=len(images), unit="image", disable=None))
-        photos.sort(key=lambda photo: photo["name"])
-        args.output.parent.mkdir(parents=True, exist_ok=True)
-        args.output.write_text(render(curves, photos, args.bpp), encoding="utf-8")
-    except (HybridFlowError, OSError, RuntimeError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    if len(images) < len(listed):
-        print(f"skipped {len(listed) - len(images)} of {len(listed)} images: they could not be read", file=sys.stderr)
-        return 1
-    return 0
+    curves, listed = read_curves(args.results), list_images(args.data)
+    parts = read_parts(args.parts) if args.parts else None
+    images = readable(listed)
+    with worker_pool(args.workers) as run:
+        found = run(look_at, [(image, args.checkpoint, args.bpp) for image in images])
+        photos = list(tqdm(found, total=len(images), unit="image", disable=None))
+    photos.sort(key=lambda photo: photo["name"])
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    args.output.write_text(render(curves, photos, args.bpp, parts), encoding="utf-8")
+    return command.exit_code(len(listed), len(images))
 
 
 if __name__ == "__main__":

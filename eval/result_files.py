@@ -5,6 +5,8 @@ import json
 from pathlib import Path
 from typing import NamedTuple
 
+from hybridflow.errors import HybridFlowError
+
 PUBLISHED = Path(__file__).parent / "anchors" / "kodak_published.csv"
 PUBLISHED_COLUMNS = {"psnr_db": "psnr-rgb", "lpips_alex": "lpips-alex", "dists": "dists"}
 
@@ -31,13 +33,23 @@ class CurveResult(NamedTuple):
     results: dict[str, list]
     """Parallel lists, sorted by bpp."""
 
+    def points(self, metric: str) -> tuple[list[float], list[float]]:
+        """bpp and figures of the points that have the metric; both are empty if none has."""
+        pairs = zip(self.results["bpp"], self.results.get(metric, []))
+        known = [(rate, figure) for rate, figure in pairs if figure is not None]
+        return [rate for rate, _ in known], [figure for _, figure in known]
+
 
 def read_curve(path: Path) -> CurveResult:
-    """One JSON; ValueError if it is not in the schema."""
-    content = json.loads(path.read_text())
-    if not isinstance(content, dict) or "bpp" not in content.get("results", {}):
-        raise ValueError(f"{path} is no curve: it must hold name, description and results with bpp")
-    return CurveResult(path.stem, content["name"], content["description"], content["results"])
+    """One JSON; HybridFlowError if it is not in the schema."""
+    try:
+        content = json.loads(path.read_text())
+        curve = CurveResult(path.stem, content["name"], content["description"], content["results"])
+        if "bpp" in curve.results:
+            return curve
+    except (ValueError, KeyError, TypeError):
+        pass
+    raise HybridFlowError(f"{path} is no curve: it must hold name, description and results with bpp")
 
 
 def read_curves(folder: Path) -> list[CurveResult]:
@@ -48,16 +60,15 @@ def read_curves(folder: Path) -> list[CurveResult]:
     return [read_curve(path) for path in paths]
 
 
-def published_curves(metric: str) -> dict[str, tuple[list[float], list[float]]]:
-    """Codec -> bpp and figures that its authors published on Kodak; those without the metric are left out."""
-    columns = {name: column for column, name in PUBLISHED_COLUMNS.items()}
-    curves: dict[str, tuple[list[float], list[float]]] = {}
-    if metric not in columns:
-        return curves
+def published_curves() -> list[CurveResult]:
+    """Codecs as their authors published them on Kodak, None where a point lacks a metric; `description`: the source."""
     with PUBLISHED.open(newline="") as file:
-        for row in csv.DictReader(file):
-            if row[columns[metric]]:
-                rates, figures = curves.setdefault(row["codec"], ([], []))
-                rates.append(float(row["bpp"]))
-                figures.append(float(row[columns[metric]]))
+        rows = list(csv.DictReader(file))
+    curves = []
+    for codec in dict.fromkeys(row["codec"] for row in rows):
+        own = sorted((row for row in rows if row["codec"] == codec), key=lambda row: float(row["bpp"]))
+        results = {"bpp": [float(row["bpp"]) for row in own]}
+        for column, metric in PUBLISHED_COLUMNS.items():
+            results[metric] = [float(row[column]) if row[column] else None for row in own]
+        curves.append(CurveResult(codec, codec, "; ".join(dict.fromkeys(row["source"] for row in own)), results))
     return curves

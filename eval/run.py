@@ -33,6 +33,7 @@ import torch
 from torch import nn
 
 import hybridflow
+from eval import command
 from eval.cost import cost_of
 from eval.curves import Coding, Curve, add_arguments, run
 from eval.photo import Photo
@@ -40,7 +41,7 @@ from hybridflow.ablation import Ablations
 from hybridflow.checkpoint import load_parts, released
 from hybridflow.codec import Codec
 from hybridflow.container import QUALITIES
-from hybridflow.errors import CheckpointError, HybridFlowError
+from hybridflow.errors import CheckpointError
 from hybridflow.image_io import read_image
 from hybridflow.masking import SCHEDULES
 from hybridflow.weights import weight_file
@@ -240,10 +241,9 @@ def curves_of(checkpoint: str, device: str, points: Sequence[Point] | None) -> l
     return [whole, *(Ablated(whole, name, ablation_points(name, points), weights) for name in names)]
 
 
+@command.one_line_errors
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m eval.run", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command.parser("run", __doc__)
     add_arguments(parser)
     parser.add_argument("--checkpoint", default="tiny", help="a preset's name or a .safetensors file (%(default)s)")
     parser.add_argument(
@@ -253,15 +253,11 @@ def main(argv: list[str] | None = None) -> int:
         metavar="QUALITY:SCHEDULE",
         help=f"quality 0..63, schedule {', '.join(SCHEDULES)} ({USUAL_POINTS} of the checkpoint's operating points)",
     )
-    parser.add_argument("--device", default="cpu", help="cpu or cuda (%(default)s)")
+    command.add_device(parser)
     args = parser.parse_args(argv)
 
-    try:
-        curves = curves_of(args.checkpoint, args.device, args.points)
-        return run(curves, args.data, args.output, f"{curves[0].name}.csv", args.workers)
-    except (HybridFlowError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    curves = curves_of(args.checkpoint, args.device, args.points)
+    return run(curves, args.data, args.output, f"{curves[0].name}.csv", args.workers)
 
 
 if __name__ == "__main__":

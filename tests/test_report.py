@@ -3,6 +3,7 @@
 import json
 import shutil
 import subprocess
+from string import ascii_uppercase
 
 import pytest
 from PIL import Image
@@ -12,6 +13,7 @@ for package in ("matplotlib", "jinja2", "bjontegaard", "imageio_ffmpeg"):
 
 from eval import plot, readme, report
 from eval.result_files import METRICS, PUBLISHED_COLUMNS, published_curves, read_curves
+from hybridflow.errors import HybridFlowError
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
@@ -54,23 +56,43 @@ def page(results, checkpoint_path, photos, tmp_path):
 def test_figures_mark_what_is_published(results):
     figures = plot.figures_of(read_curves(results))
     assert set(figures) == {"rate_distortion", "speed", "ablations"}
+    names = {f"{letter}  {curve.name}" for letter, curve in zip(ascii_uppercase, published_curves())}
     panels = [panel for panel in figures["rate_distortion"].axes if panel.lines]
     assert len(panels) == 2
     for panel in panels:
-        for line in panel.lines:
-            assert (line.get_linestyle() == "--") == line.get_label().endswith("(published)")
-    assert any(line.get_linestyle() == "--" for line in panels[0].lines)
+        assert {line.get_label() for line in panel.lines if line.get_linestyle() == "--"} == names
+        assert {line.get_label() for line in panel.lines if line.get_linestyle() == "-"} == {
+            "Codec tiny", "Codec jpeg", "Codec vvc"
+        }
+    sources = figures["rate_distortion"].get_supxlabel()
+    assert all(curve.description in sources.replace("\n", " ") for curve in published_curves())
+
+
+def test_panels_show_the_same_rates_and_every_point_there(results):
+    panels = [panel for panel in plot.figures_of(read_curves(results))["rate_distortion"].axes if panel.lines]
+    assert len({panel.get_xlim() for panel in panels}) == 1
+    for panel in panels:
+        (left, right), (bottom, top) = panel.get_xlim(), panel.get_ylim()
+        points = [point for line in panel.lines for point in zip(*line.get_data())]
+        assert all(bottom < figure < top for rate, figure in points if left <= rate <= right)
+
+
+def test_the_same_figure_is_the_same_bytes(results):
+    first, second = (report.svg(plot.figures_of(read_curves(results))["speed"]) for _ in range(2))
+    assert first == second
 
 
 def test_published_points_stay_away_from_other_data_sets(results):
     write_curve(results, "tiny", 0, "photos, 3 images")
     lines = plot.figures_of(read_curves(results))["rate_distortion"].axes[0].lines
-    assert not any("published" in line.get_label() for line in lines)
+    assert all(line.get_linestyle() == "-" for line in lines)
 
 
 def test_the_published_points_are_read():
-    assert published_curves("lpips-alex")["OneDC"] == ([0.0165, 0.0245, 0.0355, 0.078], [0.183, 0.154, 0.132, 0.096])
-    assert "TACO" in published_curves("psnr-rgb") and not published_curves("ms-ssim-rgb")
+    curves = {curve.name: curve for curve in published_curves()}
+    assert curves["OneDC"].points("lpips-alex") == ([0.0165, 0.0245, 0.0355, 0.078], [0.183, 0.154, 0.132, 0.096])
+    assert curves["TACO"].points("dists")[0] == [0.014, 0.0258] and curves["TACO"].points("ms-ssim-rgb") == ([], [])
+    assert all(curve.description for curve in curves.values())
     assert set(PUBLISHED_COLUMNS.values()) <= set(METRICS)
 
 
@@ -95,7 +117,7 @@ def test_the_table_lists_ours_first_and_no_ablation(results):
 
 
 def test_a_readme_without_marks_is_an_error():
-    with pytest.raises(ValueError, match="no place for the table"):
+    with pytest.raises(HybridFlowError, match="no place for the table"):
         readme.with_table("# Title", "table")
 
 
@@ -106,21 +128,76 @@ def test_the_page_is_whole_and_needs_nothing_else(page):
     assert "src=\"http" not in text and "<link" not in text and "url(http" not in text
 
 
+def test_images_are_sorted_by_every_metric_they_all_have():
+    def photo(name, bpp, psnr, of_vvc):
+        ours, vvc = ({"bpp": bpp, "figures": {"psnr-rgb": figure}} for figure in (psnr, of_vvc))
+        return {"name": name, "versions": [ours, vvc]}
+
+    orders = report.sort_orders([photo("b", 0.03, 20.0, 25.0), photo("a", 0.01, 21.0, 27.0)])
+    assert orders == {
+        "name": ["a", "b"],
+        "bits per pixel": ["a", "b"],
+        "PSNR dB, best first": ["a", "b"],
+        "PSNR dB, worst first": ["b", "a"],
+        "PSNR dB against VVC, best first": ["b", "a"],
+    }
+
+
+def test_the_page_says_what_ablations_it_has(results):
+    curves = read_curves(results)
+    parts = {"name": "Codec", "description": "3 images", "point": "31:1_4", "tables": {"decoders": [{"psnr": 20.123}]}}
+    page = report.render(curves, [], 0.03, parts)
+    assert "No ablation is among" not in page and "<td>20.12</td>" in page
+    without = report.render([curve for curve in curves if not plot.is_ablation(curve)], [], 0.03)
+    assert "No ablation is among" in without and "Each part" not in without
+
+
+def test_parts_of_another_file_are_an_error(tmp_path):
+    (tmp_path / "other.json").write_text("[]")
+    with pytest.raises(HybridFlowError, match="other.json is not of eval.parts"):
+        report.read_parts(tmp_path / "other.json")
+
+
+def test_a_broken_image_is_named_and_the_page_is_made_of_the_others(results, photos, tmp_path, monkeypatch, capsys):
+    data = tmp_path / "photos"
+    data.mkdir()
+    (data / "broken.png").write_bytes(photos[0].read_bytes()[:5000])
+    (data / "whole.png").write_bytes(photos[0].read_bytes())
+    monkeypatch.setattr(report, "look_at", lambda image, *_: {"name": image.name})
+    monkeypatch.setattr(report, "render", lambda curves, found, *_: str(found))
+    command = ["--data", str(data), "--results", str(results), "-o", str(tmp_path / "report.html")]
+    assert report.main(command) == 1
+    assert (tmp_path / "report.html").read_text() == "[{'name': 'whole.png'}]"
+    errors = capsys.readouterr().err
+    assert "broken.png" in errors and "skipped 1 of 2 images" in errors
+
+
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine: apt install chromium")
-def test_a_browser_shows_and_sorts_it_offline(page, tmp_path):
+@pytest.mark.parametrize("width", [1280, 390])
+def test_a_browser_shows_zooms_and_sorts_it_offline(page, width, tmp_path):
     script = """<script>
-      const range = document.querySelector("input[type=range]"), stack = range.parentNode.querySelector(".stack");
-      range.value = 20; range.dispatchEvent(new Event("input"));
-      const sorted = document.getElementById("sort");
-      sorted.value = "lpips"; sorted.dispatchEvent(new Event("change"));
-      const lpips = [...document.querySelectorAll(".photo")].map(photo => +photo.dataset.lpips);
+      const photo = document.querySelector(".photo"), range = photo.querySelector("input[type=range]");
+      const frame = photo.querySelector(".frame"), stack = photo.querySelector(".stack");
+      const change = (element, value, event) => { element.value = value; element.dispatchEvent(new Event(event)); };
+      const names = () => [...document.querySelectorAll(".photo")].map(photo => photo.dataset.name);
+      change(range, 20, "input");
+      change(document.getElementById("left"), "original", "change");
+      const seen = [parseFloat(stack.style.getPropertyValue("--cut")) / frame.clientWidth];
+      change(document.getElementById("zoom"), "4", "change");
+      seen.push(Math.round(stack.clientWidth / frame.clientWidth));
+      seen.push(document.documentElement.scrollWidth <= innerWidth, photo.querySelector(".name").textContent);
+      change(document.getElementById("sort"), "LPIPS, worst first", "change");
+      seen.push(String(names()) === String(orders["LPIPS, worst first"]));
       Promise.all([...document.images].map(image => image.decode())).then(() => {
-        document.title = [stack.style.getPropertyValue("--cut"), lpips[0] <= lpips[1], document.images.length].join();
+        parent.postMessage([...seen, document.images.length].join(), "*");
       });
     </script>"""
     tested = tmp_path / "tested.html"
     tested.write_text(page.read_text().replace("</body>", f"{script}</body>"))
+    window = tmp_path / "window.html"  # a frame, as a headless window may be wider than asked for
+    window.write_text(f"""<title></title><iframe src="tested.html" width="{width}" height="900"></iframe>
+      <script>addEventListener("message", event => document.title = event.data)</script>""")
     options = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
     options += ["--host-resolver-rules=MAP * ~NOTFOUND", "--virtual-time-budget=5000", "--dump-dom"]
-    run = subprocess.run([CHROMIUM, *options, tested.as_uri()], capture_output=True, text=True, timeout=120)
-    assert "<title>20%,true,4</title>" in run.stdout, run.stderr[-500:]
+    run = subprocess.run([CHROMIUM, *options, window.as_uri()], capture_output=True, text=True, timeout=120)
+    assert "<title>0.2,4,true,original,true,4</title>" in run.stdout, run.stderr[-500:]

@@ -1,0 +1,57 @@
+"""What the commands of this package share: their parser, errors told in one line, and the count of skipped images."""
+
+import argparse
+import functools
+import sys
+from collections.abc import Callable
+from typing import ParamSpec
+
+import torch
+
+from hybridflow.errors import HybridFlowError
+
+P = ParamSpec("P")
+
+
+def parser(name: str, description: str) -> argparse.ArgumentParser:
+    """The parser of `python -m eval.NAME`; its help is laid out as the description is."""
+    return argparse.ArgumentParser(
+        prog=f"python -m eval.{name}",
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
+def add_device(parser: argparse.ArgumentParser) -> None:
+    """`--device`, cpu or cuda; cuda is refused where there is none."""
+
+    def device(text: str) -> str:
+        if text not in ("cpu", "cuda"):
+            raise argparse.ArgumentTypeError(f"{text!r} is neither cpu nor cuda")
+        if text == "cuda" and not torch.cuda.is_available():
+            raise argparse.ArgumentTypeError("PyTorch finds no GPU here: choose cpu")
+        return text
+
+    parser.add_argument("--device", type=device, default="cpu", help="cpu or cuda (%(default)s)")
+
+
+def one_line_errors(main: Callable[P, int]) -> Callable[P, int]:
+    """A command whose errors that a user can mend are a line on standard error, and the exit code 2."""
+
+    @functools.wraps(main)
+    def command(*args: P.args, **kwargs: P.kwargs) -> int:
+        try:
+            return main(*args, **kwargs)
+        except (HybridFlowError, OSError) as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
+
+    return command
+
+
+def exit_code(listed: int, used: int) -> int:
+    """0 if every listed image was used; 1, having said how many were not, if some could not be read."""
+    if used == listed:
+        return 0
+    print(f"skipped {listed - used} of {listed} images: they could not be read", file=sys.stderr)
+    return 1

@@ -1,0 +1,68 @@
+"""What `eval.parts` and `eval.freezing` share: tables of figures that a checkpoint shows on a folder of images."""
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from tqdm import tqdm
+
+from eval import tables
+from eval.curves import readable
+from eval.datasets import describe, list_images
+from eval.photo import Photo
+from hybridflow.ablation import Ablations
+from hybridflow.codec import Codec
+from hybridflow.errors import ImageError
+from hybridflow.weights import weight_file
+
+Rows = list[dict[str, str | float]]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="folder of images")
+    parser.add_argument("--checkpoint", default="tiny", help="a preset's name or a .safetensors file (%(default)s)")
+    parser.add_argument(
+        "--ablations", type=Path, metavar="FILE", help="the file beside it (NAME-ablation.safetensors, as shipped)"
+    )
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="JSON")
+
+
+def ablation_file(args: argparse.Namespace, codec: Codec) -> Path:
+    return args.ablations or weight_file(f"{codec.name}-ablation.safetensors")
+
+
+def open_photos(folder: Path, codec: Codec, ablations: Ablations | None = None) -> tuple[list[Photo], int]:
+    """The folder's images that can be read, analysed, and how many there are with those that cannot.
+
+    Raises:
+        ImageError: none can be read.
+    """
+    listed = list_images(folder)
+    images = readable(listed)
+    if not images:
+        raise ImageError(f"{folder}: no image can be read: give a folder of photos")
+    photos = [Photo(codec, ablations, path) for path in tqdm(images, desc="analysis", unit="image", disable=None)]
+    return photos, len(listed)
+
+
+def markdown(rows: Rows) -> str:
+    """Rows of equal columns -> a Markdown table."""
+    return tables.markdown(*tables.cells_of(rows)) if rows else "(nothing to compare)"
+
+
+def publish(output: Path, photos: Sequence[Photo], found: dict[str, Rows], **facts: str) -> None:
+    """Write the tables, by name, to a JSON file, and print them.
+
+    Args:
+        facts: what else the file says of them.
+    """
+    codec = photos[0].codec
+    name = f"HybridFlow {codec.name}"
+    description = f"{describe([photo.path for photo in photos])}; model id {codec.model_id}"
+    output.parent.mkdir(parents=True, exist_ok=True)
+    result = {"name": name, "description": description, **facts, "tables": found}
+    output.write_text(json.dumps(result, indent=2) + "\n")
+    print(f"{name}, {description}")
+    for title, rows in found.items():
+        print(f"\n### {title.capitalize()}\n\n{markdown(rows)}")

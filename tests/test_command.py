@@ -1,0 +1,35 @@
+"""What all commands share: errors in a line, the device, the count of skipped images."""
+
+import pytest
+import torch
+
+from eval.command import add_device, exit_code, one_line_errors, parser
+from hybridflow.errors import HybridFlowError
+
+
+def test_an_error_is_one_line_and_the_code_2(capsys):
+    @one_line_errors
+    def command(error: Exception | None = None) -> int:
+        if error:
+            raise error
+        return 0
+
+    assert [command(), command(HybridFlowError("mend it")), command(OSError("full"))] == [0, 2, 2]
+    assert capsys.readouterr().err == "error: mend it\nerror: full\n"
+
+
+def test_a_gpu_that_is_not_there_is_refused(monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    commands = parser("command", "A command.")
+    add_device(commands)
+    assert commands.parse_args([]).device == "cpu"
+    for device in ("cuda", "tpu"):
+        with pytest.raises(SystemExit):
+            commands.parse_args(["--device", device])
+    errors = capsys.readouterr().err
+    assert "PyTorch finds no GPU here: choose cpu" in errors and "'tpu' is neither cpu nor cuda" in errors
+
+
+def test_skipped_images_are_counted_in_the_code(capsys):
+    assert [exit_code(3, 3), exit_code(3, 1)] == [0, 1]
+    assert capsys.readouterr().err == "skipped 2 of 3 images: they could not be read\n"
