@@ -90,9 +90,9 @@ def other_checkpoint_path(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def perceptual_checkpoint_path(tmp_path_factory) -> Path:
+def perceptual_checkpoint_path(checkpoint_path, tmp_path_factory) -> Path:
     """The same checkpoint as `checkpoint_path`, a perceptual decoder beside it."""
-    model = random_model(0).half().float()  # as it will be loaded: the model id is of that
+    model, _ = load_release(checkpoint_path)
     model.add_perceptual()
     with torch.no_grad():
         model.perceptual.pixel_decoder.head[-1].bias.add_(0.1)
@@ -121,3 +121,13 @@ def every_part(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("every_part") / "weights.safetensors"
     save_file({key: value.contiguous() for key, value in weights.items()}, path)
     return path
+
+
+@pytest.fixture
+def one_thread():
+    """Sums are taken in an order that depends on the number of threads, and training amplifies the difference; several
+    threads on a busy machine wait for each other most of the time."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

@@ -159,16 +159,6 @@ def test_a_stage_with_a_misspelt_part_is_refused(photo_set):
         Misspelt(random_model(0), Ablations(SMALL), CONFIG, photo_set)
 
 
-@pytest.fixture
-def one_thread():
-    """Sums are taken in an order that depends on the number of threads, and training amplifies the difference; several
-    threads on a busy machine wait for each other most of the time."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def test_every_stage_overfits_two_pictures(tmp_path, one_thread):
     """Stage after stage, each from the one before. The averaged weights' loss, at 16 fixed draws of qualities, masks
     and shifts, falls at least to the share that stands here of what the stage started with."""
