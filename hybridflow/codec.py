@@ -8,12 +8,11 @@ import torch.nn.functional as F
 from PIL import Image
 
 from hybridflow.checkpoint import load_perceptual, load_release, model_id
-from hybridflow.container import Header, pack, unpack
+from hybridflow.container import QUALITIES, Header, pack, unpack
 from hybridflow.errors import FormatError, HybridFlowError, ModelMismatchError
 from hybridflow.image_io import image_to_tensor, read_image, tensor_to_image
 from hybridflow.masking import SCHEDULES
 from hybridflow.model import Analysed, HybridFlow
-from hybridflow.container import QUALITIES
 from hybridflow.weights import DECODERS, perceptual_file, weight_file, weights_folder
 
 STRIDE = 16

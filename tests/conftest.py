@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 
 from hybridflow.ablation import Ablations
@@ -110,6 +111,16 @@ def codec(checkpoint_path) -> Codec:
 @pytest.fixture(scope="session")
 def photos() -> list[Path]:
     return sorted((Path(__file__).parent / "photos").glob("*.png"))
+
+
+@pytest.fixture(scope="session")
+def two_splits(photos, tmp_path_factory) -> Path:
+    """A folder of two photos, one of the validation split and one to train on."""
+    folder = tmp_path_factory.mktemp("photos")
+    with Image.open(photos[2]) as image:
+        for number in (50, 51):
+            image.crop((200, 100, 456, 356)).save(folder / f"{number}.png")
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,6 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import SMALL
-from PIL import Image
 from safetensors.torch import load_file
 
 from hybridflow.cli import main
@@ -18,16 +17,6 @@ from hybridflow.training.data import decode_photo
 from hybridflow.training.stages import STAGES
 
 QUICK = ["batch=2", "crop=64", "validation_crops=1", "quantise_from=0", "warmup_steps=1", "relaxed_rate=1"]
-
-
-@pytest.fixture(scope="module")
-def folder(photos, tmp_path_factory):
-    """A photo of each split."""
-    folder = tmp_path_factory.mktemp("photos")
-    with Image.open(photos[2]) as image:
-        for number in (50, 51):
-            image.crop((200, 100, 456, 356)).save(folder / f"{number}.png")
-    return folder
 
 
 @pytest.fixture(autouse=True)
@@ -44,9 +33,9 @@ def test_a_plan_shares_all_its_minutes_among_stages_in_their_order(preset):
     assert list(shares) == [stage for stage in STAGES if stage in shares]
 
 
-def test_calls_and_machines_share_a_campaign(folder, tmp_path):
+def test_calls_and_machines_share_a_campaign(two_splits, tmp_path):
     first = Campaign("tiny", tmp_path / "one", None, 4)
-    first.train(folder, 0.06, "cpu", QUICK)
+    first.train(two_splits, 0.06, "cpu", QUICK)
     parts = tmp_path / "one" / "parts"
     begun = json.loads((parts / "campaign.json").read_text())["stages"]
     assert first.next_stage == "tokenizer" and list(begun) == ["tokenizer"]
@@ -54,7 +43,7 @@ def test_calls_and_machines_share_a_campaign(folder, tmp_path):
 
     minutes, (_, shares) = 0.12, load_plan("tiny")
     second = Campaign("tiny", tmp_path / "two", parts, minutes)
-    second.train(folder, 5, "cpu", QUICK)
+    second.train(two_splits, 5, "cpu", QUICK)
     assert second.next_stage is None
     parts = tmp_path / "two" / "parts"
     entries = json.loads((parts / "campaign.json").read_text())["stages"]
@@ -71,7 +60,7 @@ def test_calls_and_machines_share_a_campaign(folder, tmp_path):
     assert load_file(parts / "correction.safetensors")["correction.trunk.entries.0.weight"].dtype == torch.float16
 
 
-def test_photos_are_decoded_again_only_for_other_settings(folder, tmp_path, monkeypatch):
+def test_photos_are_decoded_again_only_for_other_settings(two_splits, tmp_path, monkeypatch):
     decoded, sizes = [], {}
 
     def count(named):
@@ -90,14 +79,14 @@ def test_photos_are_decoded_again_only_for_other_settings(folder, tmp_path, monk
     monkeypatch.setattr(Campaign, "_keep", finish)
     monkeypatch.setattr(Campaign, "_freeze", lambda self, data: None)
     whole = Campaign("tiny", tmp_path, None, None)
-    whole.train(folder, 1, "cpu", ["validation_crops=1"])
+    whole.train(two_splits, 1, "cpu", ["validation_crops=1"])
     assert whole.next_stage is None
     crops = {stage: load_config(stage, "tiny", []).crop for stage in sizes}
     assert sizes == {stage: (1, crop) for stage, crop in crops.items()}
     assert len(decoded) == 2 * len(set(crops.values())) < 2 * len(crops)  # a photo of each split
 
 
-def test_a_preset_or_folder_that_does_not_fit_is_refused(folder, tmp_path):
+def test_a_preset_or_folder_that_does_not_fit_is_refused(two_splits, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(TrainingError, match="campaign.json"):
         Campaign("tiny", tmp_path / "out", tmp_path / "empty", None)
@@ -107,7 +96,7 @@ def test_a_preset_or_folder_that_does_not_fit_is_refused(folder, tmp_path):
         Campaign("tiny", tmp_path / "out", None, None)
 
 
-def test_the_command_says_what_comes_next(folder, tmp_path, monkeypatch, capsys):
+def test_the_command_says_what_comes_next(two_splits, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(campaign.Campaign, "train", lambda self, *arguments: None)
-    assert main(["campaign", "--data", str(folder), "--out", str(tmp_path), "--minutes", "1"]) == 0
+    assert main(["campaign", "--data", str(two_splits), "--out", str(tmp_path), "--minutes", "1"]) == 0
     assert "tokenizer comes next" in capsys.readouterr().out

@@ -13,16 +13,6 @@ from hybridflow.training.data import PhotoSet
 from hybridflow.training.loop import Run, start_processes
 
 
-@pytest.fixture(scope="module")
-def folder(photos, tmp_path_factory):
-    """A photo of each split."""
-    folder = tmp_path_factory.mktemp("photos")
-    with Image.open(photos[2]) as image:
-        for number in (50, 51):
-            image.crop((200, 100, 456, 356)).save(folder / f"{number}.png")
-    return folder
-
-
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
     """The plan of `tiny`, a smaller model, little to measure on."""
@@ -35,14 +25,14 @@ def export(weights, folder, out):
     return sorted(path.name for path in out.iterdir())
 
 
-def test_a_run_of_the_perceptual_stage_exports_a_second_decoder(every_part, folder, tmp_path):
+def test_a_run_of_the_perceptual_stage_exports_a_second_decoder(every_part, two_splits, tmp_path):
     config = TrainConfig(batch=1, crop=64, max_steps=1, adversarial_weight=0.5, adversarial_from=0)
-    arguments = PhotoSet(folder), tmp_path / "run", every_part, False, start_processes("cpu")
+    arguments = PhotoSet(two_splits), tmp_path / "run", every_part, False, start_processes("cpu")
     Run("perceptual", SMALL, config, *arguments).train()
 
-    assert export(every_part, folder, tmp_path / "before") == ["tiny-ablation.safetensors", "tiny.safetensors"]
+    assert export(every_part, two_splits, tmp_path / "before") == ["tiny-ablation.safetensors", "tiny.safetensors"]
     after = ["tiny-ablation.safetensors", "tiny-perceptual.safetensors", "tiny.safetensors"]
-    assert export(tmp_path / "run" / "weights.safetensors", folder, tmp_path / "after") == after
+    assert export(tmp_path / "run" / "weights.safetensors", two_splits, tmp_path / "after") == after
 
     released = [load_file(tmp_path / name / "tiny.safetensors") for name in ("before", "after")]
     assert set(released[0]) == set(released[1])
@@ -53,12 +43,12 @@ def test_a_run_of_the_perceptual_stage_exports_a_second_decoder(every_part, fold
 
     codec = hybridflow.load(tmp_path / "before" / "tiny.safetensors")
     second = hybridflow.load(tmp_path / "after" / "tiny.safetensors", decoder="perceptual")
-    with Image.open(folder / "50.png") as photo:
+    with Image.open(two_splits / "50.png") as photo:
         data = codec.encode(photo)
     assert second.decode(data).size == (256, 256) and second.decode(data) != codec.decode(data)
 
 
-def test_a_folder_of_parts_is_exported_too(every_part, folder, tmp_path):
+def test_a_folder_of_parts_is_exported_too(every_part, two_splits, tmp_path):
     weights = load_file(every_part)
     (tmp_path / "parts").mkdir()
     for part in {key.partition(".")[0] for key in weights}:
@@ -66,4 +56,4 @@ def test_a_folder_of_parts_is_exported_too(every_part, folder, tmp_path):
         save_file(tensors, tmp_path / "parts" / f"{part}.safetensors")
     second = {f"perceptual.{key}": v for key, v in weights.items() if key.startswith(("pixel_decoder.", "correction."))}
     save_file(second, tmp_path / "parts" / "perceptual.safetensors")
-    assert "tiny-perceptual.safetensors" in export(tmp_path / "parts", folder, tmp_path / "out")
+    assert "tiny-perceptual.safetensors" in export(tmp_path / "parts", two_splits, tmp_path / "out")

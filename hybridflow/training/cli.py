@@ -99,9 +99,7 @@ def _add_freeze(subparsers) -> None:
         "  hybridflow freeze runs/joint/weights.safetensors --data photos/ --out runs/frozen/weights.safetensors",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("weights", type=Path, help="weights.safetensors of a run, or a folder of parts")
-    _add_preset(parser)
-    _add_data(parser)
+    _add_trained(parser)
     parser.add_argument("--out", type=Path, required=True, help="safetensors to write")
     parser.set_defaults(run=_freeze)
 
@@ -118,12 +116,16 @@ def _add_export(subparsers) -> None:
         "  hybridflow export runs/perceptual/weights.safetensors --data photos/ --out checkpoints/",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("weights", type=Path, help="weights.safetensors of a run, or a folder of parts")
-    _add_preset(parser)
-    _add_data(parser)
+    _add_trained(parser)
     parser.add_argument("--out", type=Path, required=True, help="folder to write to")
     parser.add_argument("--name", help="of the checkpoint (default: the preset's)")
     parser.set_defaults(run=_export)
+
+
+def _add_trained(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("weights", type=Path, help="weights.safetensors of a run, or a folder of parts")
+    _add_preset(parser)
+    _add_data(parser)
 
 
 def _add_preset(parser: argparse.ArgumentParser) -> None:
