@@ -185,7 +185,7 @@ def test_every_stage_overfits_two_pictures(tmp_path, one_thread):
         if stage == "refit":
             freeze_weights(init, SMALL, tmp_path / "frozen.safetensors", PhotoSet(tmp_path / "large"))
             init = tmp_path / "frozen.safetensors"
-        paces = {"warmup_steps": 5, "learning_rate": 5e-3, "quantise_from": 0.2, "relaxed_rate": 1.0}
+        paces = {"warmup_steps": 5, "learning_rate": 1e-2, "quantise_from": 0.2, "relaxed_rate": 1.0}
         config = TrainConfig(batch=2, crop=64, max_steps=steps, **paces)
         run = start(stage, photos, tmp_path / stage, init, config, watched=watched)
         run._validate(None)
@@ -233,7 +233,7 @@ def test_a_step_without_finite_gradient_is_skipped(photo_set, init, tmp_path):
     assert all(torch.equal(p, before[name]) for name, p in run.trained["loss"].items())
 
 
-@pytest.mark.parametrize("module", ["accelerate", "tensorboard"])
+@pytest.mark.parametrize("module", ["accelerate", "tensorboard", "timm"])
 def test_what_is_not_installed_is_named(module, folder, tmp_path, monkeypatch, capsys):
     for name in [name for name in sys.modules if name.startswith(("torch.utils.tensorboard", module))]:
         monkeypatch.delitem(sys.modules, name)
@@ -247,7 +247,7 @@ def test_what_is_not_installed_is_named(module, folder, tmp_path, monkeypatch, c
 def test_using_a_model_takes_nothing_that_only_training_needs():
     code = "import sys, hybridflow.cli, hybridflow.codec; print(*sys.modules)"
     modules = set(subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout.decode().split())
-    assert "torch" in modules and not modules & {"accelerate", "tensorboard", "webdataset", "hybridflow.training"}
+    assert "torch" in modules and not modules & {"accelerate", "tensorboard", "timm", "webdataset", "hybridflow.training"}
 
 
 def test_lambda_starts_relaxed(photo_set):

@@ -27,7 +27,8 @@ class TrainConfig:
     Attributes:
         batch, crop: crops a step, over all processes, and their side in pixels (a multiple of 64).
         accumulate: parts that a process takes its share of the batch in, one after the other, to save memory.
-        learning_rate: peak, reached after `warmup_steps`, then cosine down to a hundredth.
+        learning_rate: Muon's peak, of which AdamW's is a half, reached after `warmup_steps`, then cosine down to a
+            hundredth.
         max_minutes, max_steps: the stage ends when either is reached, earlier calls of a resumed run counted; the
             schedule is paced by the steps if they are given, else by the minutes.
         relaxed_rate, relaxed_until: lambda starts at this share of itself and grows, geometrically, until it is whole

@@ -25,6 +25,7 @@ from hybridflow.training.config import TrainConfig
 from hybridflow.training.data import PhotoSet
 from hybridflow.training.extra import needed
 from hybridflow.training.journal import Journal
+from hybridflow.training.optimiser import hidden_weights, muon
 from hybridflow.training.saving import replace_atomically
 from hybridflow.training.stages import STAGES
 from hybridflow.training.validation import validate
@@ -101,10 +102,8 @@ class Run:
             self.stage.begin(loaded)
         self.stage.to(self.device, memory_format=torch.channels_last).train()
         self.trained = {turn: self.stage.parameters_of(turn) for turn in self.stage.turns}
-        self.optimisers = {
-            turn: torch.optim.AdamW(parameters.values(), config.learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
-            for turn, parameters in self.trained.items()
-        }
+        hidden = hidden_weights(self.stage, model.preset.num_codes)
+        self.optimisers = {turn: muon(parameters.values(), hidden) for turn, parameters in self.trained.items()}
         self.average = {name: p.detach().clone() for name, p in self.trained["loss"].items()}
         self.step, self.minutes, self.skipped = 0, minutes, 0
         self.best, self.since_best = math.inf, 0
