@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from hybridflow.distributed import processes, rank, sum_over_processes
+from hybridflow.distributed import from_first_process, processes, rank, sum_over_processes
 from hybridflow.draws import Draws
 
 
@@ -79,28 +79,28 @@ class Codebook(nn.Module):
 
     @torch.no_grad()
     def _follow(self, vectors: Tensor, indices: Tensor, draws: Draws) -> None:
+        """Without a look at any value, which would wait for the device."""
         count = sum_over_processes(torch.bincount(indices, minlength=self.num_codes).float())
         total = sum_over_processes(torch.zeros_like(self.average_sum).index_add_(0, indices, vectors))
-        if not total.isfinite().all():
-            return  # the step is going to be skipped
-        self.average_count.lerp_(count, 1 - self.decay)
-        self.average_sum.lerp_(total, 1 - self.decay)
+        finite = total.isfinite().all()  # if not, the step is going to be skipped, and nothing moves here
+        self.average_count.lerp_(count.where(finite, self.average_count), 1 - self.decay)
+        self.average_sum.lerp_(total.where(finite, self.average_sum), 1 - self.decay)
         even_share = self.average_count.sum() / self.num_codes
-        dead = self.average_count < self.restart_below * even_share
-        if dead.any():
-            self.average_sum[dead] = self._random_inputs(vectors, draws)[dead] * even_share
-            self.average_count[dead] = even_share
+        dead = finite & (self.average_count < self.restart_below * even_share)
+        self.average_sum.copy_((self._random_inputs(vectors, draws) * even_share).where(dead[:, None], self.average_sum))
+        self.average_count.copy_(even_share.where(dead, self.average_count))
         self.codewords.copy_(self.average_sum / self.average_count[:, None])
 
     def _random_inputs(self, vectors: Tensor, draws: Draws) -> Tensor:
         """One input (K,C) for every codeword, of the (N,C) of any process."""
         numbers = (draws.shared(self.num_codes) * processes() * len(vectors)).long() - rank() * len(vectors)
+        numbers = numbers.to(vectors.device)
         ours = (numbers >= 0) & (numbers < len(vectors))
         return sum_over_processes(vectors[numbers.clamp(0, len(vectors) - 1)] * ours[:, None])
 
     @torch.no_grad()
     def start(self, vectors: Tensor, draws: Draws, iterations: int = 10) -> None:
-        """Set the codewords by k-means on (N,C), N >= K, the same in every process.
+        """Set the codewords by k-means on (N,C), N >= K, of the first process: the others get what it found.
 
         Raises:
             ValueError: fewer vectors than codewords.
@@ -116,5 +116,6 @@ class Codebook(nn.Module):
             used = count > 0
             self.codewords[used] = total[used] / count[used, None]
         self.started.fill_(True)
-        self.average_count.copy_(count.clamp(min=1e-3) * (1 - self.decay))
+        from_first_process(self.codewords)
+        self.average_count.copy_(from_first_process(count).clamp(min=1e-3) * (1 - self.decay))
         self.average_sum.copy_(self.codewords * self.average_count[:, None])

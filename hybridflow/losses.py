@@ -13,6 +13,7 @@ from hybridflow.metrics import load_lpips
 
 L1_WEIGHT, LPIPS_WEIGHT, UNEVEN_WEIGHT, PEAKS_WEIGHT = 4.0, 1.0, 0.5, 0.1
 RATE_WEIGHT_LOWEST_QUALITY, RATE_WEIGHT_HIGHEST_QUALITY = 24.0, 0.5
+_IGNORED = -1
 
 
 class Distortion(nn.Module):
@@ -72,9 +73,9 @@ def masked_cross_entropy(logits: Tensor, indices: Tensor, sent: Tensor) -> Tenso
     Returns:
         A scalar; zero if every position was sent.
     """
-    masked = ~sent
-    total = F.cross_entropy(logits.permute(0, 2, 3, 1)[masked].float(), indices[masked], reduction="sum")
-    return total / typical_count(masked)
+    targets = indices.masked_fill(sent, _IGNORED).flatten()
+    logits = logits.permute(0, 2, 3, 1).flatten(0, 2).float()
+    return F.cross_entropy(logits, targets, ignore_index=_IGNORED, reduction="sum") / typical_count(~sent)
 
 
 def typical_count(chosen: Tensor) -> Tensor:

@@ -109,3 +109,10 @@ def test_the_expected_codeword(codebook):
     logits = torch.randn(1, 16, 2, 2, requires_grad=True)
     codebook.expected(logits).square().sum().backward()
     assert logits.grad.abs().min() > 0
+
+
+def test_inputs_that_are_not_finite_move_nothing(codebook):
+    codebook.start(torch.randn(400, 4), DRAWS)
+    before = codebook.codewords.clone()
+    codebook(as_map(torch.tensor([[1.0, 2.0, torch.nan, 3.0]])), DRAWS)
+    torch.testing.assert_close(codebook.codewords, before)

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from hybridflow.ablation import Ablations
 from hybridflow.container import QUALITIES
 from hybridflow.continuous import Latent
-from hybridflow.distributed import from_first_process
 from hybridflow.draws import Draws
 from hybridflow.errors import CheckpointError, TrainingError
 from hybridflow.exact import IntegerNetwork
@@ -209,7 +208,7 @@ class Tokenizer(Stage):
         while sum(len(v) for v in vectors) < per_code * self.model.codebook.num_codes:
             crops = self.extra_crops(batch, last=batch * len(vectors)).to(device)
             vectors.append(self.model.codebook_encoder(crops).permute(0, 2, 3, 1).flatten(0, 2))
-        return from_first_process(torch.cat(vectors))
+        return torch.cat(vectors)
 
 
 class Continuous(Stage):
