@@ -118,7 +118,8 @@ class Run:
             text = yaml.safe_dump(record, sort_keys=False)
             replace_atomically(out / "config.yaml", lambda path: path.write_text(text))
         if config.compile:
-            for part in (*model.children(), *ablations.children()):
+            second = [] if model.perceptual is None else model.perceptual.children()
+            for part in (*model.children(), *ablations.children(), *second):
                 part.compile()
         accelerator.ddp_handler = needed("accelerate").DistributedDataParallelKwargs(
             broadcast_buffers=False, find_unused_parameters=len(self.stage.turns) > 1
@@ -262,8 +263,9 @@ class Run:
         self.measured = figures
         if self.stage.comparable:
             self.since_best += 1
-            if figures["loss"] < self.best:
-                self.best, self.since_best = figures["loss"], 0
+            loss = self._agreed(figures["loss"])  # else one process might lose its patience before the others
+            if loss < self.best:
+                self.best, self.since_best = loss, 0
                 self._save_weights("best.safetensors")
         if journal:
             journal.write(self.step, figures, "validation")
@@ -316,11 +318,12 @@ class Run:
         self._save_weights("weights.safetensors")
 
     def _load(self, stage: str) -> None:
-        state = torch.load(self.out / "state.pt", map_location=self.device, weights_only=True)
+        # To the CPU: there the optimisers want their count of steps, and they move the rest to the device themselves.
+        state = torch.load(self.out / "state.pt", map_location="cpu", weights_only=True)
         if state["name"] != type(self.stage).__name__:
             raise TrainingError(f"{self.out} holds a run of another stage than {stage}: name another folder by --out")
         self.stage.load_state_dict(state["stage"])
-        self.average = state["average"]
+        self.average = {name: value.to(self.device) for name, value in state["average"].items()}
         for turn, optimiser in self.optimisers.items():
             optimiser.load_state_dict(state["optimisers"][turn])
         for name in ("step", "minutes", "skipped", "best", "since_best", "totals"):
