@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from textwrap import shorten
@@ -26,6 +27,8 @@ DETERMINES_BITS = (
 )
 FROZEN_FROM = ("continuous.hyper_synthesis.", "continuous.context.", "index_prior.")
 """Floats that training alone reads once they are frozen to integers."""
+LARGEST_PART = 16 * 2**20
+"""Bytes that a part's file may take."""
 PERCEPTUAL = "perceptual."
 """Start of the second decoder's names, which is released in a file of its own."""
 INTEGERS = "exact."
@@ -95,8 +98,9 @@ def load_parts(path: str | Path, *owners: nn.Module) -> set[str]:
     return loaded
 
 
-def split_parts(weights: str | Path, out: Path, names: list[str]) -> list[Path]:
-    """Write the named parts of a run's weights to `out`, a half-precision file each, and return their paths.
+def split_parts(weights: str | Path, out: Path, names: Iterable[str]) -> list[Path]:
+    """Write the named parts of a run's weights to `out`, a half-precision file each, and return their paths. Of a part
+    larger than `LARGEST_PART` each of its own parts gets a file.
 
     Raises:
         CheckpointError: a part is not there.
@@ -109,9 +113,18 @@ def split_parts(weights: str | Path, out: Path, names: list[str]) -> list[Path]:
         if not part:
             there = ", ".join(sorted({key.partition(".")[0] for key in tensors}))
             raise CheckpointError(f"{weights}: holds no part {name}: choose of {there}")
-        paths.append(out / f"{name}.safetensors")
-        save_half(paths[-1], part)
+        files = [name]
+        if _half_bytes(part.values()) > LARGEST_PART:
+            files = sorted({".".join(key.split(".")[:2]) for key in part})
+        for file in files:
+            paths.append(out / f"{file}.safetensors")
+            save_half(paths[-1], {key: value for key, value in part.items() if key.startswith(file + ".")})
     return paths
+
+
+def _half_bytes(weights: Iterable[Tensor]) -> int:
+    """What tensors take in a file that `save_half` writes, without its header."""
+    return sum(value.numel() * (2 if value.is_floating_point() else value.element_size()) for value in weights)
 
 
 def save_half(path: str | Path, weights: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
@@ -140,6 +153,11 @@ def save_ablation(path: str | Path, model: HybridFlow, ablations: nn.Module) -> 
     floats = {key: value for key, value in model.state_dict().items() if _frozen_from(key)}
     baselines = {key: value for key, value in ablations.state_dict().items() if f".{INTEGERS}" not in key}
     save_half(path, floats | baselines)
+
+
+def released_bytes(model: HybridFlow) -> int:
+    """Bytes of the tensors that `save_release` would write."""
+    return _half_bytes(value for key, value in model.state_dict().items() if released(key))
 
 
 def save_perceptual(path: str | Path, model: HybridFlow) -> None:

@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 
 from hybridflow.ablation import Ablations
 from hybridflow.checkpoint import (
+    LARGEST_PART,
     load_parts,
     load_release,
     model_id,
@@ -20,6 +21,7 @@ from hybridflow.checkpoint import (
 )
 from hybridflow.errors import CheckpointError
 from hybridflow.model import HybridFlow
+from hybridflow.training.cli import PARTS
 
 
 @pytest.fixture(scope="module")
@@ -148,6 +150,20 @@ def test_parts_that_do_not_fit(model, tmp_path):
         with pytest.raises(CheckpointError, match=word) as error:
             load_parts(tmp_path / name, model)
         assert "\n" not in str(error.value)
+
+
+def test_no_file_of_a_part_of_base_is_too_large(tmp_path):
+    model = HybridFlow("base")
+    model.add_perceptual()
+    weights = model.state_dict() | Ablations(model.preset).state_dict()
+    save_file({key: value.contiguous() for key, value in weights.items()}, tmp_path / "weights.safetensors")
+    paths = split_parts(tmp_path / "weights.safetensors", tmp_path / "parts", PARTS)
+    assert all(path.stat().st_size <= LARGEST_PART for path in paths) and len(paths) == len(PARTS) + 1
+    second = HybridFlow("base")
+    second.add_perceptual()
+    assert "perceptual" in load_parts(tmp_path / "parts", second)
+    for key, value in second.perceptual.state_dict().items():
+        torch.testing.assert_close(value, model.perceptual.state_dict()[key].half().float())
 
 
 def test_parts_of_a_run_are_split_and_loaded_from_their_folder(tmp_path):

@@ -48,6 +48,12 @@ def test_a_run_of_the_perceptual_stage_exports_a_second_decoder(every_part, two_
     assert second.decode(data).size == (256, 256) and second.decode(data) != codec.decode(data)
 
 
+def test_a_checkpoint_that_is_too_large_is_refused(every_part, two_splits, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("hybridflow.training.export.LARGEST_RELEASE", 1000)
+    assert main(["export", str(every_part), "--data", str(two_splits), "--out", str(tmp_path / "out")]) == 1
+    assert "more than 1,000" in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
 def test_a_folder_of_parts_is_exported_too(every_part, two_splits, tmp_path):
     weights = load_file(every_part)
     (tmp_path / "parts").mkdir()

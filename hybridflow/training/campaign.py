@@ -3,6 +3,7 @@
 import json
 import shutil
 import time
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,6 @@ from hybridflow.training.saving import replace_atomically
 from hybridflow.training.stages import STAGES
 from hybridflow.training.streaming import open_photos
 
-LARGEST_PART = 16 * 2**20
-"""Bytes of a part's file that are not exceeded without a word."""
-
 
 class Campaign:
     """A folder with `parts/`, a half-precision file for every part trained and `campaign.json`, and a run folder for
@@ -34,7 +32,7 @@ class Campaign:
     Args:
         preset: name of a shipped configuration, whose plan it is.
         out: the folder.
-        init: `parts/` of an earlier call whose folder is lost; read only if `out` has none.
+        init: `parts/` of an earlier call whose folder is lost; read, and copied by `train`, only if `out` has none.
         total_minutes: of all stages together, earlier calls counted; the plan's own by default.
 
     Raises:
@@ -45,15 +43,15 @@ class Campaign:
         self.preset, self.out, self.parts = preset, out, out / "parts"
         minutes, shares = load_plan(preset)
         self.budgets = {stage: share * (total_minutes or minutes) for stage, share in shares.items()}
-        if init is not None and not self.parts.exists():
-            if not (init / "campaign.json").exists():
-                raise TrainingError(f"{init} holds no campaign.json: name the parts/ folder that a campaign left")
-            shutil.copytree(init, self.parts)
+        self.init = None if self.parts.exists() else init
+        known = (self.init or self.parts) / "campaign.json"
+        if self.init is not None and not known.exists():
+            raise TrainingError(f"{init} holds no campaign.json: name the parts/ folder that a campaign left")
         self.ledger: dict[str, Any] = {"preset": preset, "stages": {}}
-        if (self.parts / "campaign.json").exists():
-            self.ledger = json.loads((self.parts / "campaign.json").read_text())
+        if known.exists():
+            self.ledger = json.loads(known.read_text())
         if self.ledger["preset"] != preset:
-            raise TrainingError(f"{self.parts} is of preset {self.ledger['preset']}: choose it, or another --out")
+            raise TrainingError(f"{known.parent} is of preset {self.ledger['preset']}: choose it, or another --out")
 
     @property
     def next_stage(self) -> str | None:
@@ -74,6 +72,8 @@ class Campaign:
         """
         end = time.monotonic() + 60 * minutes
         accelerator = start_processes(device)
+        if self.init is not None and accelerator.is_main_process:
+            shutil.copytree(self.init, self.parts)
 
         def minutes_left() -> float:
             """The same in every process."""
@@ -108,7 +108,13 @@ class Campaign:
         """freeze-bits, before what reads the bits is refitted."""
         frozen = self.out / "frozen.safetensors"
         freeze_weights(self.parts, self.preset, frozen, PhotoSet(data, "validation", min_side=SIDE))
-        split_parts(frozen, self.parts, ["continuous"])
+        self._put(frozen, ["continuous"])
+
+    def _put(self, weights: Path, names: Iterable[str]) -> None:
+        """Let parts of a run's weights take their place in `parts`, where a kill leaves each file old or new."""
+        self.parts.mkdir(parents=True, exist_ok=True)
+        for path in split_parts(weights, self.out / "new", names):
+            path.replace(self.parts / path.name)
 
     def _keep(self, stage: str, run: Run, steps: int) -> None:
         """Put the stage's parts, and what was run and measured, where the next call finds them."""
@@ -120,10 +126,7 @@ class Campaign:
             "validation": run.measured,
         }
         if run.accelerator.is_main_process:
-            names = [*STAGES[stage].trained, *STAGES[stage].kept]
-            for path in split_parts(run.out / "weights.safetensors", self.parts, names):
-                if path.stat().st_size > LARGEST_PART:
-                    print(f"{path}: {path.stat().st_size:,} bytes, more than {LARGEST_PART:,}")
+            self._put(run.out / "weights.safetensors", [*STAGES[stage].trained, *STAGES[stage].kept])
             text = json.dumps(self.ledger, indent=2) + "\n"
             replace_atomically(self.parts / "campaign.json", lambda path: path.write_text(text))
         run.accelerator.wait_for_everyone()

@@ -9,8 +9,16 @@ from torch import Tensor
 from tqdm import tqdm
 
 from hybridflow.ablation import Ablations
-from hybridflow.checkpoint import load_parts, model_id, save_ablation, save_perceptual, save_release
+from hybridflow.checkpoint import (
+    load_parts,
+    model_id,
+    released_bytes,
+    save_ablation,
+    save_perceptual,
+    save_release,
+)
 from hybridflow.container import QUALITIES
+from hybridflow.errors import TrainingError
 from hybridflow.losses import L1_WEIGHT, LPIPS_WEIGHT
 from hybridflow.masking import UNIFORM_SCHEDULES
 from hybridflow.metrics import load_lpips
@@ -19,6 +27,8 @@ from hybridflow.training.data import PhotoSet
 from hybridflow.training.freeze import COUNT, freeze
 from hybridflow.weights import perceptual_file
 
+LARGEST_RELEASE = 66 * 10**6
+"""Bytes of weights that a checkpoint may take, without the perceptual decoder."""
 PROBED_QUALITIES = range(0, QUALITIES, 9)
 SIDE = 256
 """Side of the validation crops, in pixels, on which operating points are compared."""
@@ -77,10 +87,16 @@ def export(weights: Path, preset: str, out: Path, name: str, photos: PhotoSet, c
 
     Returns:
         The paths of what was written.
+
+    Raises:
+        TrainingError: the checkpoint would be larger than `LARGEST_RELEASE`.
     """
     model = HybridFlow(preset)
     model.add_perceptual()
     ablations = Ablations(model.preset)
+    size = released_bytes(model)
+    if size > LARGEST_RELEASE:
+        raise TrainingError(f"{preset} takes {size:,} bytes, more than {LARGEST_RELEASE:,}: make the preset smaller")
     loaded = load_parts(weights, model, ablations)
     freeze(model, photos.centre_crops(COUNT, SIDE))
     model.half().float().eval()  # the points are chosen for what will be loaded
