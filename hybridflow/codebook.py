@@ -87,14 +87,15 @@ class Codebook(nn.Module):
         self.average_sum.lerp_(total.where(finite, self.average_sum), 1 - self.decay)
         even_share = self.average_count.sum() / self.num_codes
         dead = finite & (self.average_count < self.restart_below * even_share)
-        self.average_sum.copy_((self._random_inputs(vectors, draws) * even_share).where(dead[:, None], self.average_sum))
+        restarted = self._random_inputs(vectors, draws) * even_share
+        self.average_sum.copy_(restarted.where(dead[:, None], self.average_sum))
         self.average_count.copy_(even_share.where(dead, self.average_count))
         self.codewords.copy_(self.average_sum / self.average_count[:, None])
 
     def _random_inputs(self, vectors: Tensor, draws: Draws) -> Tensor:
         """One input (K,C) for every codeword, of the (N,C) of any process."""
         numbers = (draws.shared(self.num_codes) * processes() * len(vectors)).long() - rank() * len(vectors)
-        numbers = numbers.to(vectors.device)
+        numbers = numbers.to(vectors.device, non_blocking=True)
         ours = (numbers >= 0) & (numbers < len(vectors))
         return sum_over_processes(vectors[numbers.clamp(0, len(vectors) - 1)] * ours[:, None])
 

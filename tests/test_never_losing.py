@@ -15,6 +15,7 @@ import torch
 from conftest import SMALL
 from PIL import Image
 from safetensors.torch import load_file
+from training_process import precision, train
 
 from hybridflow.errors import TrainingError
 from hybridflow.training.config import TrainConfig
@@ -36,11 +37,12 @@ def folder(photos, tmp_path_factory):
 
 
 @contextmanager
-def started(runs, *launcher):
+def started(runs, *launcher, dtype="float32"):
     """A training process, or a launcher of several that share the work: ended when the block is left."""
-    command = [*launcher, str(HERE / "training_process.py"), json.dumps(runs), str(torch.get_num_threads())]
+    arguments = json.dumps(runs, default=str), str(torch.get_num_threads()), dtype
+    command = [sys.executable, *launcher, str(HERE / "training_process.py"), *arguments]
     environment = os.environ | {"PYTHONPATH": f"{HERE.parent}:{HERE}"}
-    with subprocess.Popen([sys.executable, *command], env=environment, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as process:
         try:
             yield process
         finally:
@@ -58,49 +60,67 @@ def curve(out):
     return [{name: value for name, value in line.items() if name not in CLOCKS} for line in lines]
 
 
-def test_a_killed_run_goes_on_as_if_it_had_not_been(folder, every_part, tmp_path):
-    settings = {"batch": 2, "crop": 64, "max_steps": 24, "warmup_steps": 5, "save_minutes": 0.004, "log_steps": 1}
-    killed, straight = tmp_path / "killed", tmp_path / "straight"
-    step = random.randrange(5, 15)
-    with started([["joint", str(folder), str(killed), str(every_part), settings]]) as process:
-        while not (killed / "state.pt").exists() or len((killed / "log.jsonl").read_text().splitlines()) < step:
+def kill(arguments, when):
+    """Start a run in a process of its own, and kill it as soon as `when` is true."""
+    with started([arguments]) as process:
+        while not when():
             assert process.poll() is None, process.stderr.read()
-            time.sleep(0.01)
+            time.sleep(0.001)
         process.kill()
         assert process.wait() == -signal.SIGKILL
 
+
+def test_a_killed_run_goes_on_as_if_it_had_not_been(folder, every_part, tmp_path):
+    """Killed at a random step, then in the middle of a save; the second process and the third resume."""
+    settings = {"batch": 2, "crop": 64, "max_steps": 40, "warmup_steps": 5, "save_minutes": 0.004, "log_steps": 1}
+    killed, straight = tmp_path / "killed", tmp_path / "straight"
+    state, partial, log = (killed / name for name in ("state.pt", "state.pt.partial", "log.jsonl"))
+    step = random.randrange(5, 15)
+
+    def steps():
+        return len(log.read_text().splitlines()) if log.exists() else 0
+
+    kill(["joint", folder, killed, every_part, settings], lambda: state.exists() and steps() >= step)
+    saved = torch.load(state, weights_only=True)["step"]
+    partial.unlink(missing_ok=True)
+    kill(["joint", folder, killed, None, settings], lambda: steps() >= saved + 3 and partial.exists())
+
     resumed = run("joint", folder, killed, None, settings, resume=True)
-    assert 0 < resumed.step < 24
+    assert 0 < saved <= resumed.step < 40
     resumed.train()
     run("joint", folder, straight, every_part, settings).train()
-    assert curve(killed) == curve(straight) and len(curve(straight)) == 24
+    assert curve(killed) == curve(straight) and len(curve(straight)) == 40
     one, other = load_file(killed / "weights.safetensors"), load_file(straight / "weights.safetensors")
     assert [key for key in one if not torch.equal(one[key], other[key])] == []
 
 
 def test_two_processes_train_as_one_does(folder, every_part, tmp_path, one_thread):
-    """Sums part in their last bits, so that now and then a latent or a code on a tie falls to the other side, and the
-    runs go apart from there: of two seeds, one has to agree from the first step to the last."""
+    """In float64, where they agree to 1e-9 at any seed.
+
+    In float32 sums part in their last bits with the order they are taken in. Gradients near zero, which Adam scales up,
+    let that grow to 1e-4 in the inputs of rounding within some ten steps, until a latent or a code that lies as near a
+    tie falls to the other side: then the losses part by 1e-3.
+    """
     settings = {"batch": 4, "crop": 64, "max_steps": 20, "warmup_steps": 5, "log_steps": 1, "bf16": False}
-    settings |= {"quantise_from": 0.1, "jitter": 0.1, "transpose": 0.5, "downscale": 1.25}
-    names = [(stage, seed) for stage in ("tokenizer", "predictor", "joint") for seed in (0, 1)]
+    settings |= {"quantise_from": 0.1, "jitter": 0.1, "transpose": 0.5, "downscale": 1.25, "seed": random.randrange(99)}
+    judged = {"adversarial_weight": 0.5, "adversarial_from": 0.3}
+    stages = {"tokenizer": judged, "predictor": {}, "joint": {}}
 
-    def arguments(count, stage, seed):
-        return stage, folder, tmp_path / f"{count}-{stage}-{seed}", every_part, settings | {"seed": seed}
+    def arguments(count, stage):
+        return [stage, folder, tmp_path / f"{count}-{stage}", every_part, settings | stages[stage]]
 
-    runs = [[str(a) if isinstance(a, Path) else a for a in arguments("two", *name)] for name in names]
-    with started(runs, *TWO_PROCESSES) as both:
-        for name in names:
-            run(*arguments("one", *name)).train()
+    with started([arguments("two", stage) for stage in stages], *TWO_PROCESSES, dtype="float64") as both:
+        with precision("float64"):
+            for stage in stages:
+                train(*arguments("one", stage), start_processes("cpu"))
         _, said = both.communicate()
         assert both.returncode == 0, said
-    apart = {stage: [] for stage, _ in names}
-    for stage, seed in names:
-        one, two = (curve(tmp_path / f"{count}-{stage}-{seed}") for count in ("one", "two"))
+    for stage in stages:
+        one, two = (curve(tmp_path / f"{count}-{stage}") for count in ("one", "two"))
         assert len(one) == len(two) == 20
-        assert all(line.keys() == other.keys() for line, other in zip(one, two))
-        apart[stage].append(max(abs(line["loss"] - other["loss"]) for line, other in zip(one, two)))
-    assert all(min(differences) <= 1e-4 for differences in apart.values()), apart
+        for line, other in zip(one, two):
+            assert line.pop("group") == other.pop("group")
+            assert line == pytest.approx(other, rel=1e-9, abs=1e-9), (stage, settings["seed"])
 
 
 def test_parts_of_a_batch_add_up_to_the_whole(folder, every_part, tmp_path):
@@ -167,3 +187,6 @@ def test_runs_are_not_mixed_up(folder, every_part, tmp_path):
         run("correction", folder, tmp_path, every_part, settings)
     with pytest.raises(TrainingError, match="another stage than predictor"):
         run("predictor", folder, tmp_path, None, settings, resume=True)
+    with pytest.raises(TrainingError, match="another preset"):
+        arguments = TrainConfig(**settings), PhotoSet(folder), tmp_path, None, True, start_processes("cpu")
+        Run("correction", "tiny", *arguments)

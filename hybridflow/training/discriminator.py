@@ -8,6 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
+from hybridflow.distributed import mean_over_processes
+
 
 class PatchDiscriminator(nn.Sequential):
     """PatchGAN (Isola et al., CVPR 2017, section 3.2.2): image (B,3,H,W) in [0,1] -> logits (B,1,H/8,W/8).
@@ -42,9 +44,10 @@ def fooling_loss(fake: Tensor) -> Tensor:
 
 
 def adaptive_weight(distortion: Tensor, fooling: Tensor, last_layer: Tensor) -> Tensor:
-    """The weight at which both losses, scalars, pull equally at the decoder's last layer (VQGAN, Esser et al., CVPR
-    2021, equation 7); at most 1e4, without gradient."""
-    pulls = [torch.autograd.grad(loss, last_layer, retain_graph=True)[0].norm() for loss in (distortion, fooling)]
+    """The weight at which both losses, scalars whose means over the processes count, pull equally at the decoder's last
+    layer (VQGAN, Esser et al., CVPR 2021, equation 7); at most 1e4, without gradient."""
+    gradients = [torch.autograd.grad(loss, last_layer, retain_graph=True)[0] for loss in (distortion, fooling)]
+    pulls = [mean_over_processes(gradient).norm() for gradient in gradients]
     return (pulls[0] / (pulls[1] + 1e-4)).clamp(max=1e4).detach()
 
 

@@ -322,7 +322,11 @@ class Run:
         state = torch.load(self.out / "state.pt", map_location="cpu", weights_only=True)
         if state["name"] != type(self.stage).__name__:
             raise TrainingError(f"{self.out} holds a run of another stage than {stage}: name another folder by --out")
-        self.stage.load_state_dict(state["stage"])
+        try:
+            self.stage.load_state_dict(state["stage"])
+        except RuntimeError:
+            mend = "resume with its own, which stand in its config.yaml, or name another folder by --out"
+            raise TrainingError(f"{self.out} holds a run of another preset or adversarial_weight: {mend}") from None
         self.average = {name: value.to(self.device) for name, value in state["average"].items()}
         for turn, optimiser in self.optimisers.items():
             optimiser.load_state_dict(state["optimisers"][turn])

@@ -343,7 +343,7 @@ class Joint(CorrectionStage):
         parts = bpp_by_part(latent.likelihoods, x)
         loss = (distortion + self.rate_weight(quality, progress) * sum(parts.values())).mean()
         loss = loss + self.config.index_weight * (masked_bits + sent_bits)
-        bpp_indices = sent_bits.detach() * sent.sum() / x[:, 0].numel()
+        bpp_indices = sent_bits.detach() * typical_count(sent) / x[:, 0].numel()
         terms |= {"index_bits": sent_bits.detach(), "bpp_indices": bpp_indices}
         return loss, terms | batch_means(parts)
 
