@@ -33,12 +33,17 @@ def in_split(name: str, split: str) -> bool:
 
 
 def _files(folder: Path) -> Iterator[tuple[str, bytes]]:
+    if not folder.is_dir():
+        raise TrainingError(f"{folder} is not a folder: name one of .tar shards or images")
     for path in sorted(folder.iterdir()):
         if path.suffix == ".tar":
-            with tarfile.open(path) as shard:
-                for member in shard:
-                    if member.isfile():
-                        yield member.name, shard.extractfile(member).read()
+            try:
+                with tarfile.open(path) as shard:
+                    for member in shard:
+                        if member.isfile():
+                            yield member.name, shard.extractfile(member).read()
+            except tarfile.TarError as error:
+                raise TrainingError(f"{path} is damaged ({error}): get or make the shard again") from None
         elif path.suffix.lower() in Image.registered_extensions():
             yield path.name, path.read_bytes()
 
@@ -49,7 +54,7 @@ def decode_photo(named: tuple[str, bytes]) -> tuple[str, np.ndarray | None]:
     try:
         with Image.open(io.BytesIO(data)) as image:
             return name, np.array(image.convert("RGB"))
-    except (OSError, ValueError, Image.DecompressionBombError):
+    except Exception:  # damaged files make Pillow's plugins raise almost anything
         return name, None
 
 
@@ -142,7 +147,7 @@ class PhotoSet(PackedPhotos):
         min_side: smaller photos are left out.
 
     Raises:
-        TrainingError: the folder holds no photo of the split.
+        TrainingError: there is no such folder, it holds no photo of the split, or a shard is damaged.
     """
 
     def __init__(
