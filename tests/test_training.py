@@ -15,6 +15,7 @@ import yaml
 from conftest import SMALL, random_model
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from hybridflow.ablation import Ablations
 from hybridflow.cli import main
@@ -209,7 +210,12 @@ def test_validation_measures_averaged_weights_and_keeps_the_best(photo_set, init
     assert figures[0]["bpp"] == pytest.approx(sum(figures[0][f"bpp_{part}"] for part in ("y", "z", "indices")))
     assert figures[0]["psnr"] > 3 and figures[0]["lpips"] > 0 and min(line["loss"] for line in figures) == run.best
     assert set(load_file(tmp_path / "best.safetensors")) == set(load_file(tmp_path / "weights.safetensors"))
-    assert any((tmp_path / "tensorboard").iterdir())
+    assert 0 < figures[0]["codebook_usage"] * SMALL.num_codes <= SMALL.num_codes
+    assert 1 <= figures[0]["codebook_perplexity"] <= figures[0]["codebook_usage"] * SMALL.num_codes
+    board = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    told = {f"{line['group']}/{name}" for line in lines for name in line if name not in ("step", "group")}
+    assert set(board.Tags()["scalars"]) == told
+    assert board.Images("originals and reconstructions")[0].width == 2 * 64
     resumed = start("joint", photo_set, tmp_path, config=config, resume=True)
     assert (resumed.best, resumed.since_best) == (run.best, 3)
 
@@ -341,9 +347,10 @@ def test_broken_images_are_named_and_small_ones_left_out(crops, tmp_path):
     huge[18:26] = b"\xff\xff\0\0" * 2  # width and height
     broken = {"cut.png": whole[:500], "text.png": b"hello", "chunk.png": whole.replace(b"IDAT", b"ID\0T", 1)}
     broken["huge.bmp"] = bytes(huge)
+    broken["cut.avif"] = encoded(crops[0], "AVIF")[:600]
     files = {"a.png": whole} | broken
     write_shard(tmp_path / "s.tar", files | {"small.png": encoded(crops[0].crop((0, 0, 20, 90)))})
-    with pytest.warns(UserWarning, match="skipped 4 broken") as caught:
+    with pytest.warns(UserWarning, match="skipped 5 broken") as caught:
         photos = PhotoSet(tmp_path, "train", min_side=64).photos
     assert len(photos) == 1
     assert all(name in str(caught[0].message) for name in broken)
@@ -352,6 +359,16 @@ def test_broken_images_are_named_and_small_ones_left_out(crops, tmp_path):
 def test_a_folder_without_photos(tmp_path):
     with pytest.raises(TrainingError, match="no validation photo"):
         PhotoSet(tmp_path, "validation")
+
+
+def test_damaged_shards_and_missing_folders_are_named(crops, tmp_path):
+    write_shard(tmp_path / "s.tar", {"a.png": encoded(crops[0])})
+    with open(tmp_path / "s.tar", "r+b") as shard:
+        shard.truncate(2000)
+    with pytest.raises(TrainingError, match="s.tar is damaged"):
+        PhotoSet(tmp_path)
+    with pytest.raises(TrainingError, match="nowhere is not a folder"):
+        PhotoSet(tmp_path / "nowhere")
 
 
 def test_crops_are_pieces_of_the_photos(photo_set):

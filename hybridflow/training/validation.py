@@ -19,10 +19,12 @@ def validate(stage: Stage, crops: Tensor) -> tuple[dict[str, float], Tensor]:
     Returns:
         The stage's own loss at its end, with the same random numbers every time; PSNR in dB of 8-bit RGB per image;
         LPIPS; bits per pixel, whole and by part, where rates are estimated at the middle quality: all means over the
-        crops; and the reconstructions (N,3,H,W) in [0,1].
+        crops; the share of the codewords that the crops use, and the perplexity of that use, at most their number; and
+        the reconstructions (N,3,H,W) in [0,1].
     """
     stage.eval()
     sums, reconstructions = {}, []
+    uses = torch.zeros(stage.model.codebook.num_codes, device=crops.device)
     for first in range(0, len(crops), BATCH):
         x = crops[first : first + BATCH]
         draws = Draws(0, 0, torch.arange(first, first + len(x), device=x.device))
@@ -37,6 +39,10 @@ def validate(stage: Stage, crops: Tensor) -> tuple[dict[str, float], Tensor]:
         }
         for name, value in ({"loss": loss} | batch_means(figures | parts)).items():
             sums[name] = sums.get(name, 0.0) + float(value) * len(x)
+        uses += stage.model.indices_of(x).flatten().bincount(minlength=len(uses))
         reconstructions.append(x_hat)
     stage.train()
-    return {name: total / len(crops) for name, total in sums.items()}, torch.cat(reconstructions)
+    means = {name: total / len(crops) for name, total in sums.items()}
+    perplexity = torch.special.entr(uses / uses.sum()).sum().exp()
+    use = {"codebook_usage": float((uses > 0).float().mean()), "codebook_perplexity": float(perplexity)}
+    return means | use, torch.cat(reconstructions)
