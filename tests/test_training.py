@@ -146,6 +146,17 @@ def test_a_discriminator_is_refused_where_none_can_be(photo_set, init, tmp_path)
         start("joint", photo_set, tmp_path, init, ADVERSARIAL)
 
 
+@pytest.mark.parametrize("stage", [name for name, stage in STAGES.items() if stage.reads])
+def test_a_stage_names_the_parts_that_it_lacks(stage, photo_set, init, tmp_path):
+    missing = STAGES[stage].reads[-1]
+    assert set(STAGES[stage].reads) <= {part_of(key) for key in load_file(init)}
+    rest = {key: value for key, value in load_file(init).items() if part_of(key) != missing}
+    save_file(rest, tmp_path / "rest.safetensors")
+    with pytest.raises(TrainingError, match=rf"{stage} needs {missing}: .*--init"):
+        start(stage, photo_set, tmp_path / "run", tmp_path / "rest.safetensors")
+    assert not (tmp_path / "run").exists()
+
+
 def test_frozen_parts_stay_in_eval_mode(photo_set, init, tmp_path):
     stage = start("predictor", photo_set, tmp_path, init).stage
     assert stage.model.predictor.training and stage.model.index_prior.training
@@ -244,7 +255,7 @@ def test_what_is_not_installed_is_named(module, folder, tmp_path, monkeypatch, c
     for name in [name for name in sys.modules if name.startswith(("torch.utils.tensorboard", module))]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, module, None)
-    arguments = ["train", "correction", "--data", str(folder), "--out", str(tmp_path), "--set", "crop=64", "batch=1"]
+    arguments = ["train", "continuous", "--data", str(folder), "--out", str(tmp_path), "--set", "crop=64", "batch=1"]
     assert main([*arguments, "--max-steps", "1"]) == 1
     error = capsys.readouterr().err.splitlines()[-1]
     assert module in error and 'pip install "hybridflow[train]"' in error
@@ -292,7 +303,7 @@ def test_settings_are_typed_and_unknown_ones_named(folder, tmp_path, capsys):
 
 def test_the_command_trains_resumes_and_says_where_photos_are_missing(folder, tmp_path, capsys):
     data = ["--data", str(folder)]
-    common = ["train", "correction", *data, "--out", str(tmp_path / "run"), "--set", "batch=1", "crop=64"]
+    common = ["train", "continuous", *data, "--out", str(tmp_path / "run"), "--set", "batch=1", "crop=64"]
     assert main([*common, "--max-steps", "1"]) == 0
     assert "2 steps" not in capsys.readouterr().out
     assert main([*common, "--max-steps", "2"]) != 0
@@ -302,7 +313,7 @@ def test_the_command_trains_resumes_and_says_where_photos_are_missing(folder, tm
     assert torch.load(tmp_path / "run" / "state.pt", weights_only=True)["step"] == 2
     (tmp_path / "empty").mkdir()
     capsys.readouterr()
-    assert main(["train", "correction", "--data", str(tmp_path / "empty"), "--out", str(tmp_path / "none")]) != 0
+    assert main(["train", "continuous", "--data", str(tmp_path / "empty"), "--out", str(tmp_path / "none")]) != 0
     assert "no train photo" in capsys.readouterr().err
 
 

@@ -98,6 +98,8 @@ class Run:
         ablations = Ablations(model.preset)
         loaded = load_parts(init, model, ablations) if init is not None else set()
         self.stage = STAGES[stage](model, ablations, config, photos)
+        if not resume and (missing := [name for name in self.stage.reads if name not in loaded]):
+            raise TrainingError(f"{stage} needs {', '.join(missing)}: name by --init what the stages before it left")
         if not resume and minutes == 0:
             self.stage.begin(loaded)
         self.stage.to(self.device, memory_format=torch.channels_last).train()

@@ -48,6 +48,7 @@ class Stage(nn.Module):
 
     Attributes:
         trained: part names, of the model or of the ablations.
+        reads: names of parts that have to have been trained before.
         kept: names of the ablations' parts that it sets aside at its start.
         adversarial: whether it trains the pixel decoder against a discriminator where the configuration wants one.
         decoder: what it decodes with, one of `hybridflow.weights.DECODERS`.
@@ -59,6 +60,7 @@ class Stage(nn.Module):
     """
 
     trained: tuple[str, ...] = ()
+    reads: tuple[str, ...] = ()
     kept: tuple[str, ...] = ()
     adversarial = False
     decoder = "fidelity"
@@ -238,6 +240,7 @@ class PredictorStage(Stage):
     """Token transformer, its blind ablation, and the index prior: cross-entropy, on frozen streams."""
 
     trained = ("predictor", "blind_predictor", "index_prior")
+    reads = ("codebook_encoder", "codebook", "continuous")
 
     def loss(self, x: Tensor, draws: Draws, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
         model = self.model
@@ -296,6 +299,7 @@ class CorrectionStage(Stage):
     a replica that started from D_vq and has learned to read y^_c. The streams alone are kept for ablations."""
 
     trained = ("correction",)
+    reads = ("codebook_encoder", "codebook", "pixel_decoder", "continuous", "light_synthesis", "predictor")
     kept = ("codebook_decoder", "continuous_alone")
 
     def begin(self, loaded: set[str]) -> None:
@@ -331,6 +335,7 @@ class Joint(CorrectionStage):
     """
 
     trained = ("continuous", "correction", "pixel_decoder", "predictor", "index_prior")
+    reads = ("codebook_encoder", "codebook", *trained)
     kept = ()
 
     def begin(self, loaded: set[str]) -> None:
