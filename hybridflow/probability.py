@@ -40,10 +40,11 @@ def latent_step_masks(channels: int, h: int, w: int, device=None) -> Tensor:
     codes another position of each 2x2 cell, so that later steps see all four positions (after DCVC-DC's quadtree
     partition, Li et al., CVPR 2023, section 3.3).
     """
-    order = torch.tensor([0, 3, 1, 2], device=device)
-    group = torch.arange(channels, device=device) % 4
-    parity = 2 * (torch.arange(h, device=device) % 2)[:, None] + (torch.arange(w, device=device) % 2)[None, :]
-    return torch.stack([parity == order[(group + step) % 4][:, None, None] for step in range(LATENT_STEPS)])
+    order = torch.tensor([0, 3, 1, 2])
+    group = torch.arange(channels) % 4
+    parity = 2 * (torch.arange(h) % 2)[:, None] + (torch.arange(w) % 2)[None, :]
+    masks = torch.stack([parity == order[(group + step) % 4][:, None, None] for step in range(LATENT_STEPS)])
+    return masks.to(device, non_blocking=True)
 
 
 def parity_map(table: Tensor, h: int, w: int) -> Tensor:

@@ -245,8 +245,8 @@ def test_a_step_without_finite_gradient_is_skipped(photo_set, init, tmp_path):
     before = {name: p.detach().clone() for name, p in run.trained["loss"].items()}
     loss = run.stage.loss
     run.stage.loss = lambda x, draws, progress: (loss(x, draws, progress)[0] * float("nan"), {})
-    run._step()
-    assert run.skipped == 1
+    run._add(run._step())
+    assert run.skipped == 1 and run.totals == {}
     assert all(torch.equal(p, before[name]) for name, p in run.trained["loss"].items())
 
 

@@ -159,7 +159,7 @@ class Run:
                 tick = now
                 if journal:
                     journal.bar.update()
-                if self.step % self.config.log_steps == 0:
+                if self.step % self.config.log_steps == 0 and self.totals:
                     self._log(journal)
                 due = self.over or self.minutes >= min(end, last_validation + self.config.validate_minutes)
                 if due and self.validation is not None:
@@ -243,6 +243,9 @@ class Run:
     # --- seeing it --------------------------------------------------------------------------------------------------
 
     def _add(self, terms: dict[str, float]) -> None:
+        """Count a step in the next line of the log, unless a gradient, the same in every process, was not finite."""
+        if not all(math.isfinite(value) for name, value in terms.items() if name.endswith("gradient")):
+            return
         for name, value in terms.items():
             self.totals[name] = self.totals.get(name, 0.0) + value
         self.totals["steps"] = self.totals.get("steps", 0) + 1
