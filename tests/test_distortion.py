@@ -1,14 +1,17 @@
 """Metrics against the packages that define them; those on VGG16 where it is on this machine."""
 
 from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import patch
 
+import DISTS_pytorch
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from eval import vgg
-from eval.distortion import distortions, vgg_metrics
+from eval.distortion import distortions, remembering, vgg_metrics
 from hybridflow.image_io import image_to_tensor, read_image
 
 EXAMPLES = Path(__file__).parent / "lpips_examples"
@@ -41,10 +44,18 @@ def test_ms_ssim_is_that_of_its_package(photos):
 def test_dists_is_that_of_its_package_and_zero_for_equal_images(reference):
     distorted = read_image(EXAMPLES / "ex_p0.png")
     assert distortions(reference, reference)["dists"] == pytest.approx(0, abs=1e-6)
-    dists = vgg_metrics()["dists"]
-    assert type(dists).__module__.startswith("DISTS_pytorch")
-    direct = dists(image_to_tensor(reference), image_to_tensor(distorted))
-    assert distortions(reference, distorted)["dists"] == pytest.approx(float(direct)) and direct > 0.1
+    with patch("torchvision.models.vgg16", return_value=SimpleNamespace(features=vgg.load_features())):
+        package = DISTS_pytorch.DISTS().eval()
+    direct = float(package(image_to_tensor(reference), image_to_tensor(distorted)).detach())
+    assert distortions(reference, distorted)["dists"] == pytest.approx(direct, abs=1e-6) and direct > 0.1
+
+
+def test_features_of_the_last_two_images_are_remembered():
+    seen = []
+    features = remembering(lambda x: seen.append(float(x)) or [2 * x])
+    for value in (1.0, 2.0, 1.0, 3.0, 1.0, 2.0):
+        assert float(features(torch.tensor(value))[0]) == 2 * value
+    assert seen == [1, 2, 3, 2]
 
 
 def test_without_vgg_its_figures_are_left_out(reference, monkeypatch, tmp_path):
