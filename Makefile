@@ -5,12 +5,13 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 WORKERS ?= 2
 
-.PHONY: help demo test kodak clean
+.PHONY: help demo test kodak cid22val clean
 
 help:
 	@echo "make demo   compress three photos, print bpp, PSNR and LPIPS, leave the pictures in demo/"
 	@echo "make test   run the tests"
-	@echo "make kodak  measure the checkpoint and the classical codecs on DATA=folder of the Kodak suite; README's table"
+	@echo "make kodak, make cid22val"
+	@echo "            measure the checkpoint and the classical codecs on DATA=folder of that data set; README's table"
 	@echo "make clean  remove .venv and demo/"
 
 demo: $(VENV)/installed
@@ -19,10 +20,12 @@ demo: $(VENV)/installed
 test: $(VENV)/installed-all
 	$(RUN) -m pytest
 
-kodak: $(VENV)/installed-all
-	$(RUN) -m eval.run --data $(DATA) --checkpoint tiny --workers $(WORKERS) -o eval/results/kodak
-	$(RUN) -m eval.baselines --data $(DATA) --workers $(WORKERS) -o eval/results/kodak
-	$(RUN) -m eval.readme
+kodak cid22val: $(VENV)/installed-all
+	$(RUN) -m eval.datasets $@ $(DATA)
+	$(RUN) -m eval.vgg
+	$(RUN) -m eval.run --data $(DATA) --checkpoint tiny --workers $(WORKERS) -o build/results/$@
+	$(RUN) -m eval.baselines --data $(DATA) --workers $(WORKERS) -o build/results/$@
+	$(RUN) -m eval.readme build/results/$@
 
 clean:
 	rm -rf $(VENV) demo

@@ -1,11 +1,20 @@
-"""The images of a folder, and whether they are the Kodak suite."""
+"""The images of a folder, and whether they are a data set that results are committed of.
+
+    python -m eval.datasets kodak FOLDER
+
+says so, or names the files that are missing, are another's, or have other bytes.
+"""
 
 import hashlib
+import sys
 from pathlib import Path
 
+from eval import command
+from hybridflow.errors import HybridFlowError
+
 SUFFIXES = {".avif", ".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
-KODAK_SUMS = Path(__file__).with_name("kodak_sha256.txt")
-"""SHA-256 and name of each of Kodak's 24 PNGs, as `sha256sum` writes them."""
+DATA_SETS = {"kodak": "Kodak", "cid22val": "CID22 validation"}
+"""Stem of the file of a data set's sums, and of its folder of committed results -> its name."""
 
 
 def list_images(folder: Path) -> list[Path]:
@@ -23,16 +32,45 @@ def sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def kodak_sums() -> dict[str, str]:
-    """File name -> SHA-256 of the 24 Kodak images."""
-    return {name: digest for digest, name in map(str.split, KODAK_SUMS.read_text().splitlines())}
+def known_sums(key: str) -> dict[str, str]:
+    """File name -> SHA-256 of every image of one of `DATA_SETS`, from KEY_sha256.txt, as `sha256sum` writes it."""
+    lines = Path(__file__).with_name(f"{key}_sha256.txt").read_text().splitlines()
+    return {name: digest for digest, name in map(str.split, lines)}
 
 
 def describe(images: list[Path]) -> str:
-    """One line on a data set: Kodak only if all 24 files are there and each one's SHA-256 is right."""
-    sums, kodak = {path.name: sha256(path) for path in images}, kodak_sums()
-    if sums == kodak:
-        return "Kodak, 24 images, SHA-256 checked"
+    """One line on images: they are called a data set only if all its files are there, each with the right SHA-256."""
+    sums = {path.name: sha256(path) for path in images}
     folder = f"{images[0].parent.name}, {len(images)} image{'s' * (len(images) != 1)}"
-    changed = [name for name in sums if name in kodak and sums[name] != kodak[name]]
-    return f"{folder}, not Kodak's bytes: {', '.join(changed)}" if changed else folder
+    for key, name in DATA_SETS.items():
+        known = known_sums(key)
+        if sums == known:
+            return f"{name}, {len(images)} images, SHA-256 checked"
+        changed = [image for image in sums if image in known and sums[image] != known[image]]
+        if changed:
+            return f"{folder}, not {name}'s bytes: {', '.join(changed)}"
+    return folder
+
+
+def check(key: str, folder: Path) -> None:
+    """HybridFlowError, naming the files that are not as they should be, unless a folder is one of `DATA_SETS`."""
+    sums, known = {path.name: sha256(path) for path in list_images(folder)}, known_sums(key)
+    wrong = sorted(name for name in sums.keys() | known.keys() if sums.get(name) != known.get(name))
+    if wrong:
+        raise HybridFlowError(f"{folder} is not {DATA_SETS[key]}: missing, another's or changed: {', '.join(wrong)}")
+
+
+@command.one_line_errors
+def main(argv: list[str] | None = None) -> int:
+    parser = command.parser("datasets", __doc__)
+    parser.add_argument("name", choices=DATA_SETS)
+    parser.add_argument("folder", type=Path)
+    args = parser.parse_args(argv)
+
+    check(args.name, args.folder)
+    print(describe(list_images(args.folder)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

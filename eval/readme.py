@@ -1,20 +1,22 @@
-"""The README's table, from the committed results on Kodak.
+"""The README's tables, from the committed results.
 
-    python -m eval.readme
-
-writes it between the two marks in README.md.
+    python -m eval.readme                           # write each anew between its marks in README.md
+    python -m eval.readme build/results/kodak       # print that of other results
 """
 
+import re
 import sys
 from pathlib import Path
 
 from eval import command, tables
 from eval.plot import CLASSICAL, ours
-from eval.result_files import KODAK_RESULTS, CurveResult, read_curves
+from eval.result_files import RESULTS, CurveResult, read_curves
 from hybridflow.errors import HybridFlowError
 
 README = Path(__file__).parent.parent / "README.md"
-BEGIN, END = "<!-- results: python -m eval.readme -->", "<!-- end of results -->"
+PLACE = re.compile(
+    r"(?P<begin><!-- results/(?P<folder>\w+): python -m eval.readme -->).*?(?P<end><!-- end of results -->)", re.DOTALL
+)
 COLUMNS = {
     "bpp": ("bpp", "{:.4f}"),
     "psnr-rgb": ("PSNR dB", "{:.2f}"),
@@ -45,18 +47,33 @@ def markdown_table(curves: list[CurveResult]) -> str:
     return tables.markdown(*headline(curves), words=2)
 
 
-def with_table(text: str, table: str) -> str:
-    """The README's text with this table between its marks; HybridFlowError if they are not there."""
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not (begin and end):
-        raise HybridFlowError(f"{README.name} has no place for the table: put {BEGIN} and {END} on lines of their own")
-    return f"{before}{BEGIN}\n\n{table}\n\n{END}{after}"
+def with_tables(text: str, results: Path) -> str:
+    """The README's text, each table between marks written anew from the folder of `results` that the marks name.
+
+    Raises:
+        HybridFlowError: no table has its place.
+    """
+
+    def place(marks: re.Match) -> str:
+        table = markdown_table(read_curves(results / marks["folder"]))
+        return f"{marks['begin']}\n\n{table}\n\n{marks['end']}"
+
+    text, places = PLACE.subn(place, text)
+    if not places:
+        raise HybridFlowError(f"{README.name} has no place for a table: see the marks in eval/readme.py")
+    return text
 
 
 @command.one_line_errors
-def main() -> int:
-    README.write_text(with_table(README.read_text(), markdown_table(read_curves(KODAK_RESULTS))))
+def main(argv: list[str] | None = None) -> int:
+    parser = command.parser("readme", __doc__)
+    parser.add_argument("results", type=Path, nargs="?", help="print the table of this folder, and leave README.md")
+    args = parser.parse_args(argv)
+
+    if args.results:
+        print(markdown_table(read_curves(args.results)))
+    else:
+        README.write_text(with_tables(README.read_text(), RESULTS))
     return 0
 
 

@@ -10,8 +10,8 @@ from hybridflow.errors import HybridFlowError
 PUBLISHED = Path(__file__).parent / "anchors" / "kodak_published.csv"
 PUBLISHED_COLUMNS = {"psnr_db": "psnr-rgb", "lpips_alex": "lpips-alex", "dists": "dists"}
 
-KODAK_RESULTS = Path(__file__).parent / "results" / "kodak"
-"""The committed results on Kodak."""
+RESULTS = Path(__file__).parent / "results"
+"""The committed results, a folder a data set."""
 
 METRICS = {
     "psnr-rgb": ("PSNR, dB", True),

