@@ -22,6 +22,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from eval.command import exit_code
+from eval.cost import Cost
 from eval.datasets import describe, list_images, sha256
 from eval.distortion import DISTORTIONS, distortions, vgg_metrics
 from eval.tables import aligned
@@ -45,6 +46,12 @@ class Coding(NamedTuple):
     bytes: float
     decoded: Image.Image
     costs: dict[str, float]
+
+
+def costs(encoding: Cost, decoding: Cost) -> dict[str, float]:
+    """Those of `COSTS` that are known."""
+    found = zip(COSTS, (encoding.seconds, decoding.seconds, encoding.mib, decoding.mib))
+    return {name: figure for name, figure in found if figure is not None}
 
 
 class Curve(Protocol):
@@ -97,9 +104,11 @@ class Rows:
                 writer.writeheader()
             writer.writerow(texts)
 
-    def tidy(self) -> None:
-        """Write the file anew: no row that another has replaced, in the order of curve, point and image."""
-        rows = sorted(self.by_key.values(), key=lambda row: (row["curve"], row["point"], row["image"]))
+    def tidy(self, curves: Sequence[Curve]) -> None:
+        """Write the file anew, by curve, point and image, without what others than their makers measured of curves."""
+        makers = {curve.name: curve.made_by for curve in curves}
+        kept = [row for row in self.by_key.values() if row["made_by"] == makers.get(row["curve"], row["made_by"])]
+        rows = sorted(kept, key=lambda row: (row["curve"], row["point"], row["image"]))
         part = self.path.with_suffix(".part")
         with part.open("w", newline="") as file:
             writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
@@ -159,10 +168,19 @@ def readable(images: Sequence[Path]) -> list[Path]:
 
 
 def measure_all(curves: Sequence[Curve], images: Sequence[Path], rows: Rows, workers: int = 1) -> None:
-    """Every readable image at every point of every curve: what `rows` lacks is measured and added."""
+    """Every readable image at every point of every curve: what `rows` lacks is measured and added.
+
+    That is also a row without the figures of VGG16, where it has come to this machine since.
+    """
     digests = {image: sha256(image) for image in images}
     wanted = [(curve, image, point) for image in images for curve in curves for point in curve.points]
-    missing = [(curve, image, point) for curve, image, point in wanted if not rows.get(digests[image], curve, point)]
+    needed = "dists" if vgg_metrics() else "bpp"
+
+    def is_missing(curve: Curve, image: Path, point: str) -> bool:
+        row = rows.get(digests[image], curve, point)
+        return row is None or not row[needed]
+
+    missing = [job for job in wanted if is_missing(*job)]
     with (
         worker_pool(workers) as run,
         tqdm(total=len(wanted), initial=len(wanted) - len(missing), unit="row", disable=None) as bar,
@@ -170,7 +188,7 @@ def measure_all(curves: Sequence[Curve], images: Sequence[Path], rows: Rows, wor
         for row in run(measure, missing):
             rows.add(row)
             bar.update()
-    rows.tidy()
+    rows.tidy(curves)
 
 
 def average(rows: Sequence[dict[str, str]], title: str, description: str) -> dict:
@@ -215,9 +233,10 @@ def run(curves: Sequence[Curve], data: Path, output: Path, csv_name: str, worker
     output.mkdir(parents=True, exist_ok=True)
     rows = Rows(output / csv_name)
     if images:
+        dataset = describe(images)
+        print(dataset, flush=True)
         measure_all(curves, images, rows, workers)
         digests = {image: sha256(image) for image in images}
-        dataset = describe(images)
         for curve in curves:
             found = [rows.get(digests[image], curve, point) for point in curve.points for image in images]
             result = average(found, curve.title, f"{dataset}; {curve.description}")

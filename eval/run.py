@@ -35,7 +35,7 @@ from torch import nn
 import hybridflow
 from eval import command
 from eval.cost import cost_of
-from eval.curves import Coding, Curve, add_arguments, run
+from eval.curves import Coding, Curve, add_arguments, costs, run
 from eval.photo import Photo
 from hybridflow.ablation import Ablations
 from hybridflow.checkpoint import load_parts, released
@@ -143,10 +143,7 @@ class Checkpoint:
             encode = functools.partial(self.codec.encode, original, quality=quality, schedule=schedule)
             _, encoding = cost_of(lambda: path.write_bytes(encode()), self.device)
             decoded, decoding = cost_of(lambda: self.codec.decode(path.read_bytes()), self.device)
-            costs = {"encoding_time": encoding.seconds, "decoding_time": decoding.seconds}
-            if encoding.mib is not None:
-                costs |= {"encoding_mib": encoding.mib, "decoding_mib": decoding.mib}
-            return Coding(path.stat().st_size, decoded, costs)
+            return Coding(path.stat().st_size, decoded, costs(encoding, decoding))
 
 
 class Ablation(NamedTuple):

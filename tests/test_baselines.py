@@ -31,7 +31,8 @@ def test_every_codec_decodes_and_finer_takes_more(name, crop):
     assert coarse.bytes < fine.bytes
     assert coarse.decoded.size == fine.decoded.size == original.size
     assert psnr(original, coarse.decoded) < psnr(original, fine.decoded)
-    assert psnr(original, fine.decoded) > 24
+    assert psnr(original, fine.decoded) > 22
+    assert ("encoding_mib" in fine.costs) == (name not in ("hevc", "vvc"))
 
 
 def test_versions_are_known_and_settings_recorded():

@@ -76,6 +76,20 @@ def test_rows_already_there_are_kept_and_others_are_made_anew(folder, tmp_path, 
     with path.open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [(row["point"], row["made_by"]) for row in rows] == [("1", "second")] * 2 + [("2", "second")] * 2
+    measure_all([Darker(points=("1",), made_by="third")], images, Rows(path))
+    assert {row["made_by"] for row in Rows(path).by_key.values()} == {"third"}
+
+
+def test_rows_without_vggs_figures_are_made_anew_once_it_is_there(folder, tmp_path, monkeypatch):
+    images, path = sorted(folder.iterdir()), tmp_path / "rows.csv"
+    monkeypatch.setattr("eval.curves.vgg_metrics", dict)
+    monkeypatch.setattr("eval.curves.distortions", lambda *_: {})
+    measure_all([Darker()], images, Rows(path))
+    monkeypatch.setattr("eval.curves.vgg_metrics", lambda: {"dists": None})
+    monkeypatch.setattr("eval.curves.distortions", lambda *_: {"dists": 0.1})
+    measure_all([Darker()], images, Rows(path))
+    with path.open(newline="") as file:
+        assert [row["dists"] for row in csv.DictReader(file)] == ["0.1"] * 4
 
 
 def test_a_stopped_run_keeps_its_rows(folder, tmp_path, monkeypatch):
