@@ -74,7 +74,7 @@ CODECS = {
     ),
     "webp": pillow_codec("WebP", "WEBP", lambda: _pillow("webp"), (0, 1), method=6),
     "avif": pillow_codec("AVIF", "AVIF", lambda: _pillow("avif"), (1, 10, 22), speed=2),
-    "jxl": pillow_codec("JPEG XL", "JXL", _jpeg_xl, (1, 6), effort=8),
+    "jxl": pillow_codec("JPEG XL", "JXL", _jpeg_xl, (0, 1, 6), effort=8),
     "hevc": Codec(
         "HEVC (x265)",
         f"{' '.join(ffmpeg.HEVC_SETTINGS)} -x265-params {ffmpeg.HEVC_PARAMETERS}:qp=q",

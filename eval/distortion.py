@@ -1,8 +1,8 @@
 """Every metric of a decoded image against its original: PSNR, MS-SSIM, LPIPS, DISTS, and how much of a grid it shows.
 
-MS-SSIM is of Wang et al. (Asilomar 2003); LPIPS of Zhang et al. (CVPR 2018), v0.1; DISTS of Ding et al. (PAMI 2020):
-each is computed by the package that its field cites, and is at its best, 1, 0 and 0, for equal images. LPIPS-VGG and DISTS need VGG16's
-features, which are not shipped (see `eval.vgg`): without them their figures are left out.
+MS-SSIM is of Wang et al. (Asilomar 2003), LPIPS of Zhang et al. (CVPR 2018), v0.1, DISTS of Ding et al. (PAMI 2020):
+equal images have 1, 0 and 0. LPIPS-VGG and DISTS need VGG16's features, which are not shipped (see `eval.vgg`): without
+them their figures are left out.
 """
 
 import functools

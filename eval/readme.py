@@ -14,9 +14,8 @@ from eval.result_files import RESULTS, CurveResult, read_curves
 from hybridflow.errors import HybridFlowError
 
 README = Path(__file__).parent.parent / "README.md"
-PLACE = re.compile(
-    r"(?P<begin><!-- results/(?P<folder>\w+): python -m eval.readme -->).*?(?P<end><!-- end of results -->)", re.DOTALL
-)
+BEGIN, END = "<!-- results/{}: python -m eval.readme -->", "<!-- end of results -->"
+PLACE = re.compile(f"(?P<begin>{BEGIN.format('(?P<folder>[a-z0-9]+)')}).*?(?P<end>{END})", re.DOTALL)
 COLUMNS = {
     "bpp": ("bpp", "{:.4f}"),
     "psnr-rgb": ("PSNR dB", "{:.2f}"),
@@ -60,7 +59,7 @@ def with_tables(text: str, results: Path) -> str:
 
     text, places = PLACE.subn(place, text)
     if not places:
-        raise HybridFlowError(f"{README.name} has no place for a table: see the marks in eval/readme.py")
+        raise HybridFlowError(f"{README.name} has no place for a table: put {BEGIN.format('kodak')} and {END} on lines")
     return text
 
 

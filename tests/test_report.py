@@ -117,7 +117,7 @@ def test_the_table_lists_ours_first_and_no_ablation(results):
 
 
 def test_a_readme_without_marks_is_an_error():
-    with pytest.raises(HybridFlowError, match="no place for the table"):
+    with pytest.raises(HybridFlowError, match="no place for a table"):
         readme.with_tables("# Title", readme.RESULTS)
 
 
@@ -156,6 +156,15 @@ def test_the_page_says_what_ablations_it_has(results):
     assert "No ablation is among" not in page and "<td>20.12</td>" in page
     without = report.render([curve for curve in curves if not plot.is_ablation(curve)], [], 0.03)
     assert "No ablation is among" in without and "Each part" not in without
+
+
+@pytest.mark.parametrize("lowest", [True, False])
+def test_the_page_says_where_vvc_cannot_go_as_low(results, lowest):
+    version = {"bpp": 0.03, "figures": {}, "picture": "data:,"}
+    versions = [version | {"name": name, "bytes": size} for name, size in (("HybridFlow", 400), ("VVC", 600))]
+    photo = {"name": "a.png", "width": 64, "height": 48, "original": "data:,", "versions": versions}
+    page = report.render(read_curves(results), [photo | {"vvc_is_at_its_lowest": lowest}], 0.03)
+    assert ("VVC's lowest rate is higher: it has 1.5 times our" in page) == lowest
 
 
 def test_parts_of_another_file_are_an_error(tmp_path):
