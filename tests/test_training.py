@@ -176,12 +176,12 @@ def test_every_stage_overfits_two_pictures(tmp_path, one_thread):
     and shifts, falls at least to the share that stands here of what the stage started with."""
     steps_and_share = {
         "tokenizer": (90, 0.5),
-        "continuous": (80, 0.75),
+        "continuous": (50, 0.75),
         "predictor": (80, 0.75),
-        "correction": (80, 0.93),
-        "joint": (80, 0.87),
-        "refit": (80, 0.95),
-        "perceptual": (80, 0.95),
+        "correction": (50, 0.93),
+        "joint": (50, 0.87),
+        "refit": (50, 0.95),
+        "perceptual": (50, 0.95),
     }
     y, x = torch.meshgrid(torch.arange(64.0), torch.arange(64.0), indexing="ij")
     disc = (x - 32) ** 2 + (y - 32) ** 2 < 400
