@@ -6,7 +6,7 @@
 Every stage is trained as it is shipped, in a process of its own, from random weights; a discriminator is at work from
 the first step on. Times are medians of the steps after two that do not count, saves and validation excluded. Memory is
 all that the process holds, photos included. FLOPs are those of convolutions, matrix products and attention, forward
-and backward.
+and backward, without the optimiser's, which are the same for any batch.
 """
 
 import json
@@ -67,12 +67,15 @@ def measure(stage: str, preset: str, data: Path, steps: int, batch_share: int, d
         save_random_weights(preset, init)
         run = Run(stage, preset, config, photos, out, init, False, accelerator)
         run.train(ONE_STEP)
-        with FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION) as counter:
+        with FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION) as whole:
             run.train(ONE_STEP)
+        with FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION) as moves:
+            for optimiser in run.optimisers.values():
+                optimiser.step()
         _, cost = cost_of(run.train, device)
         lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()][2:]
     images_per_second = statistics.median(line["images_per_second"] for line in lines)
-    flops = counter.get_total_flops() / config.batch
+    flops = (whole.get_total_flops() - moves.get_total_flops()) / config.batch
     return {
         "stage": stage,
         "batch": config.batch,

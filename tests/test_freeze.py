@@ -96,11 +96,9 @@ def test_only_what_is_not_frozen_is_frozen():
 
 
 @pytest.mark.parametrize("stage, thawed", [("correction", []), ("refit", ["index_prior"]), ("joint", ["continuous"])])
-def test_training_forgets_the_integers_of_what_it_trains(stage, thawed, folder, tmp_path):
-    weights = {key: value.contiguous() for key, value in random_model(0).state_dict().items()}
-    save_file(weights, tmp_path / "frozen.safetensors")
+def test_training_forgets_the_integers_of_what_it_trains(stage, thawed, folder, every_part, tmp_path):
     config = TrainConfig(batch=1, crop=64, max_steps=1, relaxed_rate=1)
-    run = Run(stage, SMALL, config, PhotoSet(folder, "train"), tmp_path, tmp_path / "frozen.safetensors", False, start_processes("cpu"))
+    run = Run(stage, SMALL, config, PhotoSet(folder, "train"), tmp_path, every_part, False, start_processes("cpu"))
     model = run.stage.model
     assert model.continuous.exact.frozen == ("continuous" not in thawed)
     assert model.index_prior.exact.frozen == (stage == "correction")
