@@ -12,7 +12,7 @@ prints a Markdown table for every question and writes them all to one JSON file:
 * round trip, order of bytes: what was written is read again, at the cost that was estimated.
 
 The baselines' weights come from the checkpoint's ablation file, each as its own stage left it: fewer minutes than the
-whole has had. A byte is a byte of a whole `.hf` file, but the continuous stream's alone are estimated.
+whole has had. A byte is a byte of a whole `.hf` file, but those of a stream alone are estimated.
 """
 
 import math
@@ -100,7 +100,7 @@ def sent_indices(photos: Sequence[Photo]) -> Rows:
 def decoders(photos: Sequence[Photo]) -> Rows:
     """The whole decoder, less its correction, and each stream alone with the decoder that was trained for it.
 
-    The codebook stream alone sends every index (see `Photo.codebook_alone` for its bytes).
+    The codebook stream alone sends every index.
     """
     quality = USUAL[0]
     measured = defaultdict(list)
@@ -108,7 +108,7 @@ def decoders(photos: Sequence[Photo]) -> Rows:
         variants = {
             "both streams": photo.whole(*USUAL),
             "uncorrected": photo.uncorrected(*USUAL),
-            "codebook alone": photo.codebook_alone(quality, "full"),
+            "codebook alone": photo.codebook_alone("full"),
             CONTINUOUS_ALONE: photo.continuous_alone(quality),
         }
         for name, (size, pixels) in variants.items():

@@ -1,6 +1,7 @@
 """One image under measurement: what its files hold, what every part makes of them, each asked once."""
 
 import functools
+import math
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,8 @@ from hybridflow.codec import Codec
 from hybridflow.container import Header, pack, unpack
 from hybridflow.continuous import Latent
 from hybridflow.image_io import read_image, tensor_to_image
-from hybridflow.losses import bits
+from hybridflow.losses import bits, masked_cross_entropy
+from hybridflow.masking import coding_steps, schedule_mask
 from hybridflow.metrics import lpips, psnr
 from hybridflow.model import Coded, HybridFlow
 
@@ -81,18 +83,24 @@ class Photo:
         return len(data), self.model.synthesise(coded, quality, corrected=False)
 
     @torch.inference_mode()
-    def codebook_alone(self, quality: int, schedule: str) -> tuple[float, Tensor]:
-        """Bytes of a file less z and y^_c, and its indices decoded as the tokenizer left D_vq.
+    def codebook_alone(self, schedule: str) -> tuple[float, Tensor]:
+        """Estimated bytes of the indices that a uniform schedule sends, and all of them decoded as the tokenizer left
+        D_vq.
 
-        What is not sent is predicted without y^_c. The bytes are fewer than the stream would take by itself, as the
-        index prior reads y^_c.
+        The predictor that does not see y^_c gives the probabilities of the sent ones, in the four steps that a file
+        codes them in, and fills in the others. Header and checks are included.
         """
-        data, coded = self.file(quality, schedule)
-        sections = self.reading(quality, schedule)[1]
-        indices, sent = (torch.from_numpy(a)[None].to(self.device) for a in (coded.indices, coded.sent))
-        logits = self.ablations.blind_predictor(indices, sent, self.y_hat(quality))
-        codes = self.model.fill_in(indices, sent, logits)
-        return len(data) - (sections["z"] + sections["y"]) / 8, self.ablations.codebook_decoder(codes)
+        h, w = self.indices.shape[1:]
+        sent, steps = schedule_mask(schedule, h, w, self.device)[None], coding_steps(h, w, self.device)[None]
+        y_hat, known, nats = self.y_hat(0), torch.zeros_like(sent), 0.0
+        for step in range(4):
+            coded = sent & (steps == step)
+            logits = self.ablations.blind_predictor(self.indices, known, y_hat)
+            nats += float(coded.sum()) * float(masked_cross_entropy(logits, self.indices, ~coded))
+            known = known | coded
+        logits = self.ablations.blind_predictor(self.indices, sent, y_hat)
+        codes = self.model.fill_in(self.indices, sent, logits)
+        return self._alone(nats / math.log(2)), self.ablations.codebook_decoder(codes)
 
     @torch.inference_mode()
     def estimated_bytes(self, quality: int, schedule: str, model: HybridFlow | None = None) -> float:
@@ -139,6 +147,9 @@ class Photo:
     @torch.inference_mode()
     def _continuous_alone(self, quality: int) -> tuple[float, Tensor]:
         latent = self.ablations.continuous_alone(self.analysed.image, self._tensor(quality))
-        size = sum(float(bits(p)) for p in latent.likelihoods.values()) / 8
-        size += len(self._header(quality, "none").pack()) + CHECKS
-        return size, self.ablations.light_synthesis(latent.y_hat)
+        total = sum(float(bits(p)) for p in latent.likelihoods.values())
+        return self._alone(total), self.ablations.light_synthesis(latent.y_hat)
+
+    def _alone(self, total: float) -> float:
+        """Bytes of a file that holds so many bits of one stream alone."""
+        return total / 8 + len(self._header(0, "none").pack()) + CHECKS

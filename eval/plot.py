@@ -47,7 +47,7 @@ RATES = (0.008, 0.3)
 STYLE = {"font.size": 9, "axes.grid": True, "grid.alpha": 0.3, "svg.hashsalt": "hybridflow", "lines.markersize": 4.5}
 
 CLASSICAL = ("jpeg", "webp", "avif", "jxl", "hevc", "vvc")
-ABLATED = ("-codebook-only", "-continuous-only", "-without-correction", "-without-predictor")
+ABLATED = ("-codebook-only", "-continuous-only", "-continuous-mse", "-without-correction", "-without-predictor")
 
 
 def is_ablation(curve: CurveResult) -> bool:

@@ -10,12 +10,14 @@ plot tool reads them). Bits per pixel are 8 x bytes of the file / (width x heigh
 * tiny.json: the checkpoint as it is.
 * tiny-without-correction.json: the same files, decoded without D_corr's features.
 * tiny-without-predictor.json: every index sent, none predicted.
-* tiny-codebook-only.json: the codebook stream alone, decoded as its own stage left D_vq; what is not sent is predicted
-  without y^_c. Its bytes are those of a whole file less z and y^_c: too few, as the index prior reads y^_c.
+* tiny-codebook-only.json: the codebook stream alone, decoded as its own stage left D_vq. A predictor that does not see
+  y^_c fills in what is not sent, and gives the probabilities from which the bytes of what is sent are estimated.
 * tiny-continuous-only.json: the continuous codec and the decoder that its own stage left; its bytes are estimated.
+* tiny-continuous-mse.json: likewise of another run, named by `--mse`, that trained both for rate + MSE.
 
-The last two need the checkpoint's ablation file. Rows that the CSV already holds are not measured again, so a run that
-was stopped goes on where it was. An image that cannot be read is named and skipped, and the exit code is then 1.
+The two before the last need the checkpoint's ablation file. Rows that the CSV already holds are not measured again, so
+a run that was stopped goes on where it was. An image that cannot be read is named and skipped, and the exit code is
+then 1.
 """
 
 import argparse
@@ -49,6 +51,9 @@ from hybridflow.weights import weight_file
 USUAL_POINTS = 8
 """Of a checkpoint's operating points, measured unless others are named: evenly spread from the lowest rate up."""
 
+ABLATED_POINTS = 4
+"""Of those that are measured, where an ablation is, too."""
+
 
 class Point(NamedTuple):
     """An operating point: quality 0..63 and mask schedule, written `31:1_4`."""
@@ -69,7 +74,7 @@ class Point(NamedTuple):
         return f"{self.quality}:{self.schedule}"
 
 
-def spread(points: Sequence[tuple[int, str]], count: int = USUAL_POINTS) -> list[Point]:
+def spread(points: Sequence[tuple[int, str]], count: int) -> list[Point]:
     """Of points, about so many, evenly spaced, the first and the last among them."""
     steps = min(count, len(points)) - 1
     return [Point(*points[round(i * (len(points) - 1) / max(steps, 1))]) for i in range(steps + 1)]
@@ -89,10 +94,18 @@ def load_ablations(checkpoint: str, device: str, weights: Path) -> Ablations:
     return ablations
 
 
+@functools.cache
+def load_continuous_run(checkpoint: str, device: str, weights: Path) -> Ablations:
+    """Likewise, but the continuous stream alone is that of a run of its stage, and nothing else is loaded."""
+    ablations = Ablations(load_codec(checkpoint, device).model.preset).to(device).eval()
+    parts = {"continuous": ablations.continuous_alone, "light_synthesis": ablations.light_synthesis}
+    load_parts(weights, nn.ModuleDict(parts))
+    return ablations
+
+
 @functools.lru_cache(maxsize=2)
-def analyse(checkpoint: str, device: str, weights: Path | None, image: Path) -> Photo:
+def analyse(checkpoint: str, device: str, ablations: Ablations | None, image: Path) -> Photo:
     """A photo, and all that was measured of it: kept while its points are measured one after the other."""
-    ablations = load_ablations(checkpoint, device, weights) if weights else None
     return Photo(load_codec(checkpoint, device), ablations, image)
 
 
@@ -147,25 +160,32 @@ class Checkpoint:
 
 
 class Ablation(NamedTuple):
-    """What is left of the whole; `code` gives bytes and picture of a photo at a point."""
+    """What is left of the whole; `code` gives bytes and picture of a photo at a point, `load` the weights it needs."""
 
     description: str
     code: Callable[[Photo, Point], tuple]
-    needs_weights: bool
+    load: Callable[[str, str, Path], Ablations] | None = None
 
 
 ABLATIONS = {
     "without-correction": Ablation(
-        "the same files, decoded without D_corr", lambda photo, point: photo.uncorrected(*point), False
+        "the same files, decoded without D_corr", lambda photo, point: photo.uncorrected(*point)
     ),
-    "without-predictor": Ablation(
-        "every index sent", lambda photo, point: photo.whole(*point), False
-    ),
+    "without-predictor": Ablation("every index sent", lambda photo, point: photo.whole(*point)),
     "codebook-only": Ablation(
-        "codebook stream alone: bytes of a file less z and y_c", lambda photo, point: photo.codebook_alone(*point), True
+        "codebook stream alone: bytes estimated",
+        lambda photo, point: photo.codebook_alone(point.schedule),
+        load_ablations,
     ),
     "continuous-only": Ablation(
-        "continuous stream alone: bytes estimated", lambda photo, point: photo.continuous_alone(point.quality), True
+        "continuous stream alone: bytes estimated",
+        lambda photo, point: photo.continuous_alone(point.quality),
+        load_ablations,
+    ),
+    "continuous-mse": Ablation(
+        "continuous stream alone, trained for rate + MSE: bytes estimated",
+        lambda photo, point: photo.continuous_alone(point.quality),
+        load_continuous_run,
     ),
 }
 
@@ -177,7 +197,12 @@ class Ablated:
     whole: Checkpoint
     ablation: str
     points: tuple[str, ...]
-    weights: Path | None
+    weights: Path | None = None
+
+    @property
+    def baselines(self) -> Ablations | None:
+        load = ABLATIONS[self.ablation].load
+        return load and load(self.whole.checkpoint, self.whole.device, self.weights)
 
     @property
     def name(self) -> str:
@@ -193,23 +218,22 @@ class Ablated:
 
     @cached_property
     def made_by(self) -> str:
-        if not ABLATIONS[self.ablation].needs_weights:
-            return self.whole.made_by
-        return f"{self.whole.made_by} {digest(load_ablations(self.whole.checkpoint, self.whole.device, self.weights))}"
+        return f"{self.whole.made_by} {digest(self.baselines)}" if self.baselines else self.whole.made_by
 
     def code(self, image: Path, point: str) -> Coding:
-        photo = analyse(self.whole.checkpoint, self.whole.device, self.weights, image)
+        photo = analyse(self.whole.checkpoint, self.whole.device, self.baselines, image)
         size, pixels = ABLATIONS[self.ablation].code(photo, Point.parse(point))
         return Coding(size, photo.picture(pixels), {})
 
 
 def ablation_points(ablation: str, points: Sequence[Point]) -> tuple[str, ...]:
-    """Where an ablation is measured: the whole's own points, as far as they differ in what is left of it."""
+    """Where an ablation is measured: some of the whole's own points, as far as they differ in what is left of it."""
+    points = spread(points, ABLATED_POINTS)
     if ablation == "without-predictor":
         points = [Point(point.quality, "full") for point in points]
     elif ablation == "codebook-only":
-        points = [Point(31, schedule) for schedule in ("1_9", "1_4", "full")]
-    elif ablation == "continuous-only":
+        points = [Point(0, schedule) for schedule in ("1_9", "1_4", "full")]
+    elif ablation.startswith("continuous-"):
         points = [Point(point.quality, "none") for point in points]
     return tuple(dict.fromkeys(map(str, points)))
 
@@ -226,16 +250,28 @@ def ablation_file(codec: Codec, checkpoint: str) -> Path | None:
         return None
 
 
-def curves_of(checkpoint: str, device: str, points: Sequence[Point] | None) -> list[Curve]:
-    """The checkpoint, and those of its ablations that can be had."""
-    codec = load_codec(checkpoint, device)
-    points = list(dict.fromkeys(points or spread(codec.operating_points)))
-    whole = Checkpoint(checkpoint, device, tuple(map(str, points)))
-    weights = ablation_file(codec, checkpoint)
+def whole_of(checkpoint: str, device: str, points: Sequence[Point] | None) -> Checkpoint:
+    """The checkpoint at the points that are named, or its usual ones."""
+    points = points or spread(load_codec(checkpoint, device).operating_points, USUAL_POINTS)
+    return Checkpoint(checkpoint, device, tuple(map(str, dict.fromkeys(points))))
+
+
+def ablations_of(whole: Checkpoint, mse: Path | None) -> list[Ablated]:
+    """Those of its ablations that can be had.
+
+    Args:
+        mse: a run of the continuous stage, trained for rate + MSE.
+    """
+    weights = ablation_file(whole.codec, whole.checkpoint)
     if weights is None:
-        print(f"no {codec.name}-ablation.safetensors: each stream alone is left out", file=sys.stderr)
-    names = [name for name, ablation in ABLATIONS.items() if weights or not ablation.needs_weights]
-    return [whole, *(Ablated(whole, name, ablation_points(name, points), weights) for name in names)]
+        print(f"no {whole.name}-ablation.safetensors: each stream alone is left out", file=sys.stderr)
+    files = {load_ablations: weights, load_continuous_run: mse}
+    points = [Point.parse(point) for point in whole.points]
+    return [
+        Ablated(whole, name, ablation_points(name, points), files.get(ablation.load))
+        for name, ablation in ABLATIONS.items()
+        if ablation.load is None or files[ablation.load] is not None
+    ]
 
 
 @command.one_line_errors
@@ -250,11 +286,20 @@ def main(argv: list[str] | None = None) -> int:
         metavar="QUALITY:SCHEDULE",
         help=f"quality 0..63, schedule {', '.join(SCHEDULES)} ({USUAL_POINTS} of the checkpoint's operating points)",
     )
+    beside = parser.add_mutually_exclusive_group()
+    beside.add_argument("--no-ablations", action="store_true", help="measure the checkpoint as it is alone")
+    beside.add_argument(
+        "--mse",
+        type=Path,
+        metavar="WEIGHTS",
+        help="weights.safetensors of `hybridflow train continuous --set mse_weight=...`: also the curve continuous-mse",
+    )
     command.add_device(parser)
     args = parser.parse_args(argv)
 
-    curves = curves_of(args.checkpoint, args.device, args.points)
-    return run(curves, args.data, args.output, f"{curves[0].name}.csv", args.workers)
+    whole = whole_of(args.checkpoint, args.device, args.points)
+    curves = [whole, *([] if args.no_ablations else ablations_of(whole, args.mse))]
+    return run(curves, args.data, args.output, f"{whole.name}.csv", args.workers)
 
 
 if __name__ == "__main__":

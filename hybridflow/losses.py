@@ -25,14 +25,22 @@ class Distortion(nn.Module):
 
     The weights are L1_WEIGHT (for images in [0,1]), LPIPS_WEIGHT, UNEVEN_WEIGHT and PEAKS_WEIGHT (for the nats, on
     average, between the spectral peaks of both: if only higher ones counted, notches would take their place).
+
+    Args:
+        mse_weight: if it is not 0, all of that gives way to this much of the mean squared error, for baselines such as
+            MLIC (Jiang et al., ACM MM 2023), which is trained so.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, mse_weight: float = 0.0) -> None:
         super().__init__()
+        self.mse_weight = mse_weight
         self.lpips = load_lpips().requires_grad_(False)
 
     def forward(self, x: Tensor, x_hat: Tensor, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
-        """x, x_hat (B,3,H,W) in [0,1] -> distortion (B,) and its four unweighted means."""
+        """x, x_hat (B,3,H,W) in [0,1] -> distortion (B,) and its unweighted means."""
+        if self.mse_weight:
+            mse = (x - x_hat).square().flatten(1).mean(1)
+            return self.mse_weight * mse, {"mse": mse.mean().detach()}
         l1 = (x - x_hat).abs().flatten(1).mean(1)
         lpips = self.lpips(*_shift_and_rescale(draws, 2 * x - 1, 2 * x_hat - 1)).flatten()
         uneven = uneven_gradients(x, x_hat)

@@ -98,6 +98,14 @@ def test_distortion_is_positive_weighted_and_differentiable(distortion):
     assert all(parameter.grad is None for parameter in distortion.parameters())
 
 
+def test_a_baseline_trains_for_the_squared_error_alone():
+    torch.manual_seed(0)
+    x, x_hat = torch.rand(2, 2, 3, 64, 64)
+    values, terms = Distortion(mse_weight=40)(x, x_hat, DRAWS)
+    torch.testing.assert_close(values, 40 * (x - x_hat).square().mean((1, 2, 3)))
+    assert terms.keys() == {"mse"}
+
+
 def test_each_image_has_its_own_distortion(distortion):
     torch.manual_seed(0)
     x = torch.rand(2, 3, 64, 64)

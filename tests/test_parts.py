@@ -11,9 +11,10 @@ from safetensors.torch import save_file
 
 import hybridflow
 from eval.parts import at_equal_bytes, main, masked_indices, round_trips, unigram_entropy
-from eval.photo import Photo
+from eval.photo import CHECKS, Photo
 from eval.study import markdown
 from hybridflow.ablation import Ablations
+from hybridflow.container import unpack
 from hybridflow.masking import SCHEDULES
 from hybridflow.metrics import psnr
 
@@ -63,6 +64,22 @@ def test_a_predictor_without_an_opinion_needs_the_bits_of_an_even_choice(crops, 
         assert row["bits_without_y"] == pytest.approx(math.log2(codes))
     assert rows["none"]["masked"] == 4 * 6 + 4 * 5
     assert rows["1_4"]["masked"] == 4 * 6 + 4 * 5 - 2 * 3 - 2 * 3
+
+
+@pytest.mark.parametrize("schedule, sent", [("full", 4 * 6), ("1_4", 2 * 3), ("1_9", 1 * 2)])
+def test_the_codebook_stream_alone_costs_what_its_own_predictor_says(schedule, sent, crops, monkeypatch):
+    codes, seen = crops[0].model.preset.num_codes, []
+
+    def no_opinion(indices, known, _):
+        seen.append(int(known.sum()))
+        return torch.zeros(1, codes, *indices.shape[1:])
+
+    monkeypatch.setattr(crops[0].ablations.blind_predictor, "forward", no_opinion)
+    size, pixels = crops[0].codebook_alone(schedule)
+    header, _ = unpack(crops[0].file(0, "none")[0])
+    assert size == pytest.approx(sent * math.log2(codes) / 8 + len(header.pack()) + CHECKS)
+    assert pixels.shape == (1, 3, 64, 96)
+    assert seen[0] == 0 and seen == sorted(seen) and seen[-1] == sent
 
 
 def test_equal_bytes_are_interpolated_over_the_common_range():

@@ -35,8 +35,8 @@ def test_a_bad_point_is_named(text):
 
 def test_usual_points_span_the_range():
     points = [(quality, "none") for quality in range(64)]
-    assert [point.quality for point in spread(points)] == [0, 9, 18, 27, 36, 45, 54, 63]
-    assert spread(points[:3]) == points[:3] and spread(points[:1]) == points[:1]
+    assert [point.quality for point in spread(points, 8)] == [0, 9, 18, 27, 36, 45, 54, 63]
+    assert spread(points[:3], 8) == points[:3] and spread(points[:1], 8) == points[:1]
 
 
 def test_any_weight_changes_the_digest(codec):
@@ -54,8 +54,12 @@ def test_every_curve_is_measured_on_real_files(checkpoint_path, folder, tmp_path
     checkpoint.write_bytes(checkpoint_path.read_bytes())
     codec = load_codec(str(checkpoint), "cpu")
     torch.manual_seed(0)
-    save_file(Ablations(codec.model.preset).state_dict(), tmp_path / "small-ablation.safetensors")
+    ablations = Ablations(codec.model.preset)
+    save_file(ablations.state_dict(), tmp_path / "small-ablation.safetensors")
+    run = torch.nn.ModuleDict({"continuous": codec.model.continuous, "light_synthesis": ablations.light_synthesis})
+    save_file(run.state_dict(), tmp_path / "run.safetensors")
     command = ["--data", str(folder), "--checkpoint", str(checkpoint), "--points", "63:1_4", "0:none"]
+    command += ["--mse", str(tmp_path / "run.safetensors")]
     assert main([*command, "-o", str(output)]) == 0
 
     with (output / "small.csv").open(newline="") as file:
@@ -73,9 +77,11 @@ def test_every_curve_is_measured_on_real_files(checkpoint_path, folder, tmp_path
         "small": ["0:none", "63:1_4"],
         "small-without-correction": ["0:none", "63:1_4"],
         "small-without-predictor": ["0:full", "63:full"],
-        "small-codebook-only": ["31:1_9", "31:1_4", "31:full"],
+        "small-codebook-only": ["0:1_9", "0:1_4", "0:full"],
         "small-continuous-only": ["0:none", "63:none"],
+        "small-continuous-mse": ["0:none", "63:none"],
     }
+    assert curves["small-continuous-mse"]["bpp"] != curves["small-continuous-only"]["bpp"]
     assert curves["small-without-correction"]["bpp"] == curves["small"]["bpp"]
     assert curves["small-without-correction"]["psnr-rgb"] != curves["small"]["psnr-rgb"]
     assert min(curves["small"]["encoding_time"]) > 0 and "encoding_time" not in curves["small-codebook-only"]
@@ -88,6 +94,12 @@ def test_without_ablation_weights_the_rest_is_measured(checkpoint_path, folder, 
     assert {path.stem.removeprefix(checkpoint_path.stem) for path in tmp_path.glob("*.json")} == {
         "", "-without-correction", "-without-predictor"
     }
+
+
+def test_the_checkpoint_alone_is_measured(checkpoint_path, folder, tmp_path):
+    command = ["--data", str(folder), "--checkpoint", str(checkpoint_path), "--points", "0:none", "-o", str(tmp_path)]
+    assert main([*command, "--no-ablations"]) == 0
+    assert [path.stem for path in tmp_path.glob("*.json")] == [checkpoint_path.stem]
 
 
 def test_a_missing_checkpoint_is_one_line_of_error(folder, tmp_path, capsys):

@@ -146,6 +146,16 @@ def test_a_discriminator_is_refused_where_none_can_be(photo_set, init, tmp_path)
         start("joint", photo_set, tmp_path, init, ADVERSARIAL)
 
 
+def test_a_baseline_of_the_continuous_stream_is_trained_for_the_squared_error(photo_set, init, tmp_path):
+    config = replace(CONFIG, mse_weight=40.0)
+    run = start("continuous", photo_set, tmp_path, init, config)
+    run.train()
+    log = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert all(record["mse"] > 0 and "lpips" not in record for record in log)
+    with pytest.raises(TrainingError, match="mse_weight is for the continuous stage"):
+        start("joint", photo_set, tmp_path / "joint", init, config)
+
+
 @pytest.mark.parametrize("stage", [name for name, stage in STAGES.items() if stage.reads])
 def test_a_stage_names_the_parts_that_it_lacks(stage, photo_set, init, tmp_path):
     missing = STAGES[stage].reads[-1]

@@ -36,6 +36,8 @@ class TrainConfig:
         commitment_weight, quantise_from: of the tokenizer; the quantiser joins after this share of the stage.
         adversarial_weight, adversarial_from: of a discriminator in the tokenizer and perceptual stages, over the weight
             at which it pulls as the distortion does; it joins after this share of the stage.
+        mse_weight: of the continuous stage alone: this much of the mean squared error takes the place of L1 + LPIPS, if
+            it is not 0, for a baseline.
         index_weight: of predictor and index prior bits in the joint stages.
         ema_decay: of the averaged weights that are evaluated and exported.
         clip: largest gradient norm.
@@ -65,6 +67,7 @@ class TrainConfig:
     quantise_from: float = _setting(0.12, most=1)
     adversarial_weight: float = _setting(0.0)
     adversarial_from: float = _setting(0.7, most=1)
+    mse_weight: float = _setting(0.0)
     index_weight: float = _setting(0.02)
     ema_decay: float = _setting(0.998, most=1)
     clip: float = _setting(1.0, above=0)

@@ -51,24 +51,28 @@ class Stage(nn.Module):
         reads: names of parts that have to have been trained before.
         kept: names of the ablations' parts that it sets aside at its start.
         adversarial: whether it trains the pixel decoder against a discriminator where the configuration wants one.
+        takes_mse: whether the configuration may have it trained for the mean squared error.
         decoder: what it decodes with, one of `hybridflow.weights.DECODERS`.
         turns: methods like `loss`, which a step calls one after the other, each with an optimiser of its own for
             `parameters_of` it.
 
     Raises:
-        TrainingError: the configuration wants a discriminator of a stage that takes none.
+        TrainingError: the configuration wants a discriminator or another distortion of a stage that takes none.
     """
 
     trained: tuple[str, ...] = ()
     reads: tuple[str, ...] = ()
     kept: tuple[str, ...] = ()
     adversarial = False
+    takes_mse = False
     decoder = "fidelity"
 
     def __init__(self, model: HybridFlow, ablations: Ablations, config: TrainConfig, photos: PhotoSet) -> None:
         super().__init__()
         self.model, self.ablations, self.config, self.photos = model, ablations, config, photos
-        self.distortion = Distortion()
+        if config.mse_weight > 0 and not self.takes_mse:
+            raise TrainingError("mse_weight is for the continuous stage: leave it at 0 here")
+        self.distortion = Distortion(config.mse_weight)
         self.adversary = None
         if config.adversarial_weight > 0:
             if not self.adversarial:
@@ -214,9 +218,11 @@ class Tokenizer(Stage):
 
 
 class Continuous(Stage):
-    """E_c, its entropy model and the light synthesis (a replica that starts from D_vq): rate + L1 + LPIPS."""
+    """E_c, its entropy model and the light synthesis (a replica that starts from D_vq): rate + L1 + LPIPS,
+    or, as a baseline, rate + MSE if `mse_weight` says so."""
 
     trained = ("continuous", "light_synthesis")
+    takes_mse = True
 
     def begin(self, loaded: set[str]) -> None:
         copy_matching(self.model.pixel_decoder, self.ablations.light_synthesis)

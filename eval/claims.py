@@ -1,0 +1,92 @@
+"""Does the hybrid earn its place? The claims it was built on, at equal bits per pixel, from the curves of `eval.run`.
+
+    python -m eval.claims eval/results/kodak
+
+prints a Markdown table: a checkpoint against each baseline that was measured beside it, at the ends and the middle of
+the rates that both have, interpolated in log bpp.
+
+1. Against the codebook stream alone: PSNR 3.5 dB higher at the same LPIPS or a better one (HybridFlow, Lu et al., ACM
+   MM 2024).
+2. Against the continuous stream alone, trained for rate + MSE: LPIPS 55.7 % lower (ibid.).
+3. Against the continuous stream alone, trained for what the hybrid is: LPIPS 10 % lower, PSNR at most 0.1 dB lower.
+"""
+
+import math
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from eval import command, tables
+from eval.plot import ours
+from eval.result_files import CurveResult, read_curves
+from hybridflow.errors import HybridFlowError
+
+TITLES = ["claim", "against", "bpp", "PSNR dB", "theirs", "gain", "LPIPS", "theirs", "change", "holds"]
+
+
+class Claim(NamedTuple):
+    """What is claimed against a baseline, whose curve has the checkpoint's key and this ending."""
+
+    number: int
+    ending: str
+    holds: Callable[[float, float], bool]
+    """Of the gain in PSNR, in dB, and the relative change of LPIPS."""
+
+
+CLAIMS = (
+    Claim(1, "-codebook-only", lambda psnr_gain, lpips_change: psnr_gain >= 3.5 and lpips_change <= 0),
+    Claim(2, "-continuous-mse", lambda psnr_gain, lpips_change: lpips_change <= -0.557),
+    Claim(3, "-continuous-only", lambda psnr_gain, lpips_change: lpips_change <= -0.1 and psnr_gain >= -0.1),
+)
+
+
+def common_rates(a: CurveResult, b: CurveResult, count: int = 3) -> list[float]:
+    """Rates that both curves have, evenly spaced in log bpp from end to end; none if they share no range."""
+    low, high = (ends([choose(curve.results["bpp"]) for curve in (a, b)]) for ends, choose in ((max, min), (min, max)))
+    return np.geomspace(low, high, count).tolist() if low < high else []
+
+
+def at(curve: CurveResult, metric: str, bpp: float) -> float:
+    """A metric between a curve's points, linear in log bpp."""
+    rates, figures = curve.points(metric)
+    return float(np.interp(math.log(bpp), np.log(rates), figures))
+
+
+def claim_rows(curves: Sequence[CurveResult]) -> list[list[str]]:
+    """A row under `TITLES` for every checkpoint, claim and rate.
+
+    Raises:
+        HybridFlowError: no baseline is among the curves.
+    """
+    by_key = {curve.key: curve for curve in curves}
+    rows = []
+    for whole in ours(curves):
+        for claim in CLAIMS:
+            baseline = by_key.get(whole.key + claim.ending)
+            for bpp in common_rates(whole, baseline) if baseline else []:
+                psnr, psnr_theirs = (at(curve, "psnr-rgb", bpp) for curve in (whole, baseline))
+                lpips, lpips_theirs = (at(curve, "lpips-alex", bpp) for curve in (whole, baseline))
+                gain, change = psnr - psnr_theirs, lpips / lpips_theirs - 1
+                texts = [f"{bpp:.4f}", f"{psnr:.2f}", f"{psnr_theirs:.2f}", f"{gain:+.2f}"]
+                texts += [f"{lpips:.3f}", f"{lpips_theirs:.3f}", f"{change:+.1%}"]
+                rows.append([str(claim.number), baseline.name, *texts, "yes" if claim.holds(gain, change) else "no"])
+    if not rows:
+        raise HybridFlowError("no checkpoint has a baseline at its rates here: eval.run measures them beside it")
+    return rows
+
+
+@command.one_line_errors
+def main(argv: list[str] | None = None) -> int:
+    parser = command.parser("claims", __doc__)
+    parser.add_argument("results", type=Path, help="folder of curves")
+    args = parser.parse_args(argv)
+
+    print(tables.markdown(TITLES, claim_rows(read_curves(args.results)), words=2))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,59 @@
+"""The claims, on curves whose differences are known."""
+
+import json
+
+import pytest
+
+from eval.claims import at, claim_rows, common_rates, main
+from eval.result_files import CurveResult
+from hybridflow.errors import HybridFlowError
+
+
+def curve(key, rates, psnr, lpips):
+    return CurveResult(key, key, "", {"bpp": rates, "psnr-rgb": psnr, "lpips-alex": lpips})
+
+
+WHOLE = curve("tiny", [0.01, 0.04], [22, 24], [0.4, 0.2])
+
+
+def test_between_points_figures_are_linear_in_log_bpp():
+    assert at(WHOLE, "psnr-rgb", 0.02) == pytest.approx(23) and at(WHOLE, "lpips-alex", 0.02) == pytest.approx(0.3)
+
+
+def test_rates_are_those_of_both():
+    assert common_rates(WHOLE, curve("a", [0.0025, 0.02], [], [])) == pytest.approx([0.01, 0.02**0.5 / 10, 0.02])
+    assert common_rates(WHOLE, curve("a", [0.1, 0.2], [], [])) == []
+
+
+@pytest.mark.parametrize(
+    "ending, psnr, lpips, holds",
+    [
+        ("-codebook-only", 3.5, 1.0, True),
+        ("-codebook-only", 3.5, 1.01, False),
+        ("-codebook-only", 3.4, 0.5, False),
+        ("-continuous-mse", -2.0, 0.44, True),
+        ("-continuous-mse", 2.0, 0.45, False),
+        ("-continuous-only", -0.09, 0.89, True),
+        ("-continuous-only", -0.11, 0.89, False),
+        ("-continuous-only", 0.0, 0.91, False),
+    ],
+)
+def test_a_claim_holds_or_not(ending, psnr, lpips, holds):
+    figures = WHOLE.results
+    baseline = curve(
+        f"tiny{ending}",
+        figures["bpp"],
+        [figure - psnr for figure in figures["psnr-rgb"]],
+        [figure / lpips for figure in figures["lpips-alex"]],
+    )
+    rows = claim_rows([WHOLE, baseline])
+    assert len(rows) == 3 and {row[-1] for row in rows} == {"yes" if holds else "no"}
+    assert {row[5] for row in rows} == {f"{psnr:+.2f}"} and {row[8] for row in rows} == {f"{lpips - 1:+.1%}"}
+
+
+def test_without_a_baseline_nothing_can_be_claimed(tmp_path, capsys):
+    with pytest.raises(HybridFlowError, match="no checkpoint has a baseline"):
+        claim_rows([WHOLE, curve("vvc", [0.01, 0.02], [1, 2], [1, 2])])
+    (tmp_path / "tiny.json").write_text(json.dumps({"name": "tiny", "description": "", "results": WHOLE.results}))
+    assert main([str(tmp_path)]) == 2
+    assert "eval.run measures them" in capsys.readouterr().err
