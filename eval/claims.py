@@ -45,7 +45,8 @@ CLAIMS = (
 
 def common_rates(a: CurveResult, b: CurveResult, count: int = 3) -> list[float]:
     """Rates that both curves have, evenly spaced in log bpp from end to end; none if they share no range."""
-    low, high = (ends([choose(curve.results["bpp"]) for curve in (a, b)]) for ends, choose in ((max, min), (min, max)))
+    rates, others = a.results["bpp"], b.results["bpp"]
+    low, high = max(min(rates), min(others)), min(max(rates), max(others))
     return np.geomspace(low, high, count).tolist() if low < high else []
 
 

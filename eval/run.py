@@ -96,10 +96,11 @@ def load_ablations(checkpoint: str, device: str, weights: Path) -> Ablations:
 
 @functools.cache
 def load_continuous_run(checkpoint: str, device: str, weights: Path) -> Ablations:
-    """Likewise, but the continuous stream alone is that of a run of its stage, and nothing else is loaded."""
+    """Likewise, but only a continuous stream alone: that of a run of its stage."""
     ablations = Ablations(load_codec(checkpoint, device).model.preset).to(device).eval()
     parts = {"continuous": ablations.continuous_alone, "light_synthesis": ablations.light_synthesis}
     load_parts(weights, nn.ModuleDict(parts))
+    del ablations.codebook_decoder, ablations.blind_predictor
     return ablations
 
 

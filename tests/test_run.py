@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from eval.run import Point, digest, load_codec, main, spread
+from eval.run import Point, digest, load_ablations, load_codec, load_continuous_run, main, spread
 from hybridflow.ablation import Ablations
 
 
@@ -82,6 +82,11 @@ def test_every_curve_is_measured_on_real_files(checkpoint_path, folder, tmp_path
         "small-continuous-mse": ["0:none", "63:none"],
     }
     assert curves["small-continuous-mse"]["bpp"] != curves["small-continuous-only"]["bpp"]
+
+    for loaded in (load_ablations, load_continuous_run):
+        loaded.cache_clear()
+    monkeypatch.setattr("eval.curves.measure", None)
+    assert main([*command, "-o", str(output)]) == 0  # nothing is measured again
     assert curves["small-without-correction"]["bpp"] == curves["small"]["bpp"]
     assert curves["small-without-correction"]["psnr-rgb"] != curves["small"]["psnr-rgb"]
     assert min(curves["small"]["encoding_time"]) > 0 and "encoding_time" not in curves["small-codebook-only"]
