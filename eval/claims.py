@@ -57,11 +57,7 @@ def at(curve: CurveResult, metric: str, bpp: float) -> float:
 
 
 def claim_rows(curves: Sequence[CurveResult]) -> list[list[str]]:
-    """A row under `TITLES` for every checkpoint, claim and rate.
-
-    Raises:
-        HybridFlowError: no baseline is among the curves.
-    """
+    """A row under `TITLES` for every checkpoint, claim and rate; none without baselines."""
     by_key = {curve.key: curve for curve in curves}
     rows = []
     for whole in ours(curves):
@@ -74,8 +70,6 @@ def claim_rows(curves: Sequence[CurveResult]) -> list[list[str]]:
                 texts = [f"{bpp:.4f}", f"{psnr:.2f}", f"{psnr_theirs:.2f}", f"{gain:+.2f}"]
                 texts += [f"{lpips:.3f}", f"{lpips_theirs:.3f}", f"{change:+.1%}"]
                 rows.append([str(claim.number), baseline.name, *texts, "yes" if claim.holds(gain, change) else "no"])
-    if not rows:
-        raise HybridFlowError("no checkpoint has a baseline at its rates here: eval.run measures them beside it")
     return rows
 
 
@@ -85,7 +79,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("results", type=Path, help="folder of curves")
     args = parser.parse_args(argv)
 
-    print(tables.markdown(TITLES, claim_rows(read_curves(args.results)), words=2))
+    rows = claim_rows(read_curves(args.results))
+    if not rows:
+        raise HybridFlowError(f"no baseline is in {args.results}: eval.run measures them beside a checkpoint")
+    print(tables.markdown(TITLES, rows, words=2))
     return 0
 
 

@@ -20,9 +20,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 from tqdm import tqdm
 
-from eval import command
+from eval import bd, claims, command
 from eval.against_vvc import QPS, smallest_from
-from eval.bd import TITLES, delta_rows
 from eval.curves import add_arguments, readable, worker_pool
 from eval.datasets import list_images
 from eval.distortion import distortions
@@ -88,9 +87,9 @@ def svg(figure: Figure) -> str:
 
 
 def deltas(curves: list[CurveResult]) -> Cells:
-    """Bjontegaard deltas of ours and its ablations against VVC: rows under `TITLES`, none without VVC."""
+    """Bjontegaard deltas of ours and its ablations against VVC: rows under `bd.TITLES`, none without VVC."""
     anchor = next((curve for curve in curves if curve.key == "vvc"), None)
-    return delta_rows(anchor, [*ours(curves), *filter(is_ablation, curves)]) if anchor else []
+    return bd.delta_rows(anchor, [*ours(curves), *filter(is_ablation, curves)]) if anchor else []
 
 
 def read_parts(path: Path) -> dict:
@@ -144,7 +143,8 @@ def render(curves: list[CurveResult], photos: list[dict], bpp: float, parts: dic
         headline=headline(curves),
         figures=figures,
         ablated=any(map(is_ablation, curves)),
-        deltas=(TITLES, deltas(curves)),
+        deltas=(bd.TITLES, deltas(curves)),
+        claims=(claims.TITLES, claims.claim_rows(curves)),
         parts=parts,
         parts_tables=tables,
         columns=COLUMNS,

@@ -6,7 +6,6 @@ import pytest
 
 from eval.claims import at, claim_rows, common_rates, main
 from eval.result_files import CurveResult
-from hybridflow.errors import HybridFlowError
 
 
 def curve(key, rates, psnr, lpips):
@@ -52,8 +51,7 @@ def test_a_claim_holds_or_not(ending, psnr, lpips, holds):
 
 
 def test_without_a_baseline_nothing_can_be_claimed(tmp_path, capsys):
-    with pytest.raises(HybridFlowError, match="no checkpoint has a baseline"):
-        claim_rows([WHOLE, curve("vvc", [0.01, 0.02], [1, 2], [1, 2])])
+    assert claim_rows([WHOLE, curve("vvc", [0.01, 0.02], [1, 2], [1, 2])]) == []
     (tmp_path / "tiny.json").write_text(json.dumps({"name": "tiny", "description": "", "results": WHOLE.results}))
     assert main([str(tmp_path)]) == 2
     assert "eval.run measures them" in capsys.readouterr().err

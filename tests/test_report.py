@@ -153,9 +153,9 @@ def test_the_page_says_what_ablations_it_has(results):
     curves = read_curves(results)
     parts = {"name": "Codec", "description": "3 images", "point": "31:1_4", "tables": {"decoders": [{"psnr": 20.123}]}}
     page = report.render(curves, [], 0.03, parts)
-    assert "No ablation is among" not in page and "<td>20.12</td>" in page
+    assert "No ablation is among" not in page and "<td>20.12</td>" in page and "<td>-40.0%</td>" in page
     without = report.render([curve for curve in curves if not plot.is_ablation(curve)], [], 0.03)
-    assert "No ablation is among" in without and "Each part" not in without
+    assert "No ablation is among" in without and "Each part" not in without and "Either stream" not in without
 
 
 @pytest.mark.parametrize("lowest", [True, False])
