@@ -278,6 +278,7 @@ def main(argv: list[str] | None = None) -> int:
     result["growth"] = {figure: growth(result["sizes"], figure) for figure in known}
     print_tables(result)
     if args.output:
+        args.output.parent.mkdir(parents=True, exist_ok=True)
         args.output.write_text(json.dumps(result, indent=2) + "\n")
     return 0
 

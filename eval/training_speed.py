@@ -130,6 +130,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.output:
         device = torch.cuda.get_device_name() if args.device == "cuda" else "cpu"
         settings = {"preset": args.preset, "device": device, "threads": torch.get_num_threads(), "steps": args.steps}
+        args.output.parent.mkdir(parents=True, exist_ok=True)
         args.output.write_text(json.dumps(settings | {"stages": rows}, indent=2) + "\n")
     return 0
 
