@@ -11,20 +11,20 @@ the rates that both have, interpolated in log bpp.
 3. Against the continuous stream alone, trained for what the hybrid is: LPIPS 10 % lower, PSNR at most 0.1 dB lower.
 """
 
-import math
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-
 from eval import command, tables
+from eval.equal_rates import at_rate, common_rates
 from eval.plot import ours
 from eval.result_files import CurveResult, read_curves
 from hybridflow.errors import HybridFlowError
 
 TITLES = ["claim", "against", "bpp", "PSNR dB", "theirs", "gain", "LPIPS", "theirs", "change", "holds"]
+RATES = 3
+"""At which two curves are compared."""
 
 
 class Claim(NamedTuple):
@@ -43,19 +43,6 @@ CLAIMS = (
 )
 
 
-def common_rates(a: CurveResult, b: CurveResult, count: int = 3) -> list[float]:
-    """Rates that both curves have, evenly spaced in log bpp from end to end; none if they share no range."""
-    rates, others = a.results["bpp"], b.results["bpp"]
-    low, high = max(min(rates), min(others)), min(max(rates), max(others))
-    return np.geomspace(low, high, count).tolist() if low < high else []
-
-
-def at(curve: CurveResult, metric: str, bpp: float) -> float:
-    """A metric between a curve's points, linear in log bpp."""
-    rates, figures = curve.points(metric)
-    return float(np.interp(math.log(bpp), np.log(rates), figures))
-
-
 def claim_rows(curves: Sequence[CurveResult]) -> list[list[str]]:
     """A row under `TITLES` for every checkpoint, claim and rate; none without baselines."""
     by_key = {curve.key: curve for curve in curves}
@@ -63,9 +50,11 @@ def claim_rows(curves: Sequence[CurveResult]) -> list[list[str]]:
     for whole in ours(curves):
         for claim in CLAIMS:
             baseline = by_key.get(whole.key + claim.ending)
-            for bpp in common_rates(whole, baseline) if baseline else []:
-                psnr, psnr_theirs = (at(curve, "psnr-rgb", bpp) for curve in (whole, baseline))
-                lpips, lpips_theirs = (at(curve, "lpips-alex", bpp) for curve in (whole, baseline))
+            if baseline is None:
+                continue
+            for bpp in common_rates(whole.results["bpp"], baseline.results["bpp"], RATES):
+                psnr, psnr_theirs = (at_rate(bpp, *curve.points("psnr-rgb")) for curve in (whole, baseline))
+                lpips, lpips_theirs = (at_rate(bpp, *curve.points("lpips-alex")) for curve in (whole, baseline))
                 gain, change = psnr - psnr_theirs, lpips / lpips_theirs - 1
                 texts = [f"{bpp:.4f}", f"{psnr:.2f}", f"{psnr_theirs:.2f}", f"{gain:+.2f}"]
                 texts += [f"{lpips:.3f}", f"{lpips_theirs:.3f}", f"{change:+.1%}"]

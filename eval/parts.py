@@ -26,6 +26,7 @@ from tqdm import tqdm
 
 import hybridflow
 from eval import command, study
+from eval.equal_rates import at_rate, common_rates
 from eval.photo import Photo
 from eval.study import Rows
 from hybridflow.ablation import Ablations
@@ -144,15 +145,13 @@ def at_equal_bytes(points: Rows, reference: str = "none", rates: int = RATES) ->
         return [point[figure] for point in by_curve[curve]]
 
     def at(bpp: float, curve: str, figure: str) -> float:
-        return float(np.interp(math.log(bpp), np.log(column(curve, "bpp")), column(curve, figure)))
+        return at_rate(bpp, column(curve, "bpp"), column(curve, figure))
 
     rows = []
     for curve in by_curve:
-        low = max(column(curve, "bpp")[0], column(reference, "bpp")[0])
-        high = min(column(curve, "bpp")[-1], column(reference, "bpp")[-1])
-        if curve == reference or low >= high:
+        if curve == reference:
             continue
-        for bpp in np.geomspace(low, high, rates).tolist():
+        for bpp in common_rates(column(curve, "bpp"), column(reference, "bpp"), rates):
             row = {"curve": curve, "bpp": bpp}
             for figure in ("lpips", "psnr"):
                 row |= {figure: at(bpp, curve, figure), f"{figure}_{reference}": at(bpp, reference, figure)}

@@ -93,7 +93,7 @@ class Photo:
         h, w = self.indices.shape[1:]
         sent, steps = schedule_mask(schedule, h, w, self.device)[None], coding_steps(h, w, self.device)[None]
         y_hat, known, nats = self.y_hat(0), torch.zeros_like(sent), 0.0
-        for step in range(4):
+        for step in steps[sent].unique():
             coded = sent & (steps == step)
             logits = self.ablations.blind_predictor(self.indices, known, y_hat)
             nats += float(coded.sum()) * float(masked_cross_entropy(logits, self.indices, ~coded))

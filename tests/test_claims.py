@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from eval.claims import at, claim_rows, common_rates, main
+from eval.claims import claim_rows, main
+from eval.equal_rates import at_rate, common_rates
 from eval.result_files import CurveResult
 
 
@@ -16,12 +17,13 @@ WHOLE = curve("tiny", [0.01, 0.04], [22, 24], [0.4, 0.2])
 
 
 def test_between_points_figures_are_linear_in_log_bpp():
-    assert at(WHOLE, "psnr-rgb", 0.02) == pytest.approx(23) and at(WHOLE, "lpips-alex", 0.02) == pytest.approx(0.3)
+    assert at_rate(0.02, *WHOLE.points("psnr-rgb")) == pytest.approx(23)
+    assert at_rate(0.02, *WHOLE.points("lpips-alex")) == pytest.approx(0.3)
 
 
 def test_rates_are_those_of_both():
-    assert common_rates(WHOLE, curve("a", [0.0025, 0.02], [], [])) == pytest.approx([0.01, 0.02**0.5 / 10, 0.02])
-    assert common_rates(WHOLE, curve("a", [0.1, 0.2], [], [])) == []
+    assert common_rates([0.01, 0.04], [0.0025, 0.02], 3) == pytest.approx([0.01, 0.02**0.5 / 10, 0.02])
+    assert common_rates([0.01, 0.04], [0.1, 0.2], 3) == []
 
 
 @pytest.mark.parametrize(
