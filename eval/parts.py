@@ -11,8 +11,8 @@ prints a Markdown table for every question and writes them all to one JSON file:
 * codewords: the expected codeword at predicted positions against the most probable one.
 * round trip, order of bytes: what was written is read again, at the cost that was estimated.
 
-The baselines' weights come from the checkpoint's ablation file, each as its own stage left it: fewer minutes than the
-whole has had. A byte is a byte of a whole `.hf` file, but those of a stream alone are estimated.
+The baselines' weights come from the checkpoint's ablation file, each as its own stage left it: the codebook stream
+alone has had fewer minutes than the whole. The continuous one is left out if it is not there. A byte is a byte of a whole `.hf` file, but those of a stream alone are estimated.
 """
 
 import math
@@ -27,10 +27,8 @@ from tqdm import tqdm
 import hybridflow
 from eval import command, study
 from eval.equal_rates import at_rate, common_rates
-from eval.photo import Photo
+from eval.photo import Photo, read_ablations
 from eval.study import Rows
-from hybridflow.ablation import Ablations
-from hybridflow.checkpoint import load_parts
 from hybridflow.container import QUALITIES
 from hybridflow.losses import masked_cross_entropy
 from hybridflow.masking import SCHEDULES, UNIFORM_SCHEDULES, schedule_mask
@@ -110,8 +108,9 @@ def decoders(photos: Sequence[Photo]) -> Rows:
             "both streams": photo.whole(*USUAL),
             "uncorrected": photo.uncorrected(*USUAL),
             "codebook alone": photo.codebook_alone("full"),
-            CONTINUOUS_ALONE: photo.continuous_alone(quality),
         }
+        if photo.ablations.continuous_decoder is not None:
+            variants[CONTINUOUS_ALONE] = photo.continuous_alone(quality)
         for name, (size, pixels) in variants.items():
             measured[name].append((size, photo.compare(pixels)))
     return [{"decoder": name} | averages(photos, *zip(*found)) for name, found in measured.items()]
@@ -119,7 +118,9 @@ def decoders(photos: Sequence[Photo]) -> Rows:
 
 def curves(photos: Sequence[Photo], qualities: Sequence[int]) -> Rows:
     """Every uniform schedule, and the continuous stream alone, over the qualities."""
-    names = (*UNIFORM_SCHEDULES, CONTINUOUS_ALONE)
+    names = list(UNIFORM_SCHEDULES)
+    if photos[0].ablations.continuous_decoder is not None:
+        names.append(CONTINUOUS_ALONE)
     rows = []
     with tqdm(desc="curves", unit="point", total=len(names) * len(qualities), disable=None) as bar:
         for name in names:
@@ -251,8 +252,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
 
     codec = hybridflow.load(args.checkpoint, device=args.device)
-    ablations = Ablations(codec.model.preset).to(args.device).eval()
-    load_parts(study.ablation_file(args, codec), ablations)
+    ablations = read_ablations(codec, study.ablation_file(args, codec))
     photos, listed = study.open_photos(args.data, codec, ablations)
     study.publish(args.output, photos, measure_parts(photos, args.qualities), point="{}:{}".format(*USUAL))
     return command.exit_code(listed, len(photos))

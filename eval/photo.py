@@ -10,6 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from hybridflow.ablation import Ablations
+from hybridflow.checkpoint import load_parts
 from hybridflow.codec import Codec
 from hybridflow.container import Header, pack, unpack
 from hybridflow.continuous import Latent
@@ -23,6 +24,16 @@ CHECKS = 6
 """Bytes of the two checks of a file: one inside the stream, one behind it."""
 
 
+def read_ablations(codec: Codec, weights: Path) -> Ablations:
+    """The baselines beside a codec that a file holds; those that it lacks are None."""
+    ablations = Ablations(codec.model.preset)
+    held = load_parts(weights, ablations)
+    for name, _ in list(ablations.named_children()):
+        if name not in held:
+            setattr(ablations, name, None)
+    return ablations.to(codec.model.codebook.codewords.device).eval()
+
+
 class Photo:
     """One image: analysed once, and written, read and compared once at every point, however often that is asked for.
 
@@ -32,8 +43,8 @@ class Photo:
         reading: (quality, schedule) -> whether the file gives back what it holds; bits of each section of its stream.
         latent: model, quality -> the continuous stream as training sees it.
         figures: (quality, schedule) -> the decoded image's `compare`.
-        continuous_alone: quality -> estimated bytes of the continuous codec as its own stage left it, and what the
-            decoder that was trained with it makes of them.
+        continuous_alone: quality -> estimated bytes of the continuous codec that was trained without the codebook stream,
+            and what its decoder makes of them.
 
     Args:
         ablations: None if neither stream is asked for alone.
@@ -148,7 +159,7 @@ class Photo:
     def _continuous_alone(self, quality: int) -> tuple[float, Tensor]:
         latent = self.ablations.continuous_alone(self.analysed.image, self._tensor(quality))
         total = sum(float(bits(p)) for p in latent.likelihoods.values())
-        return self._alone(total), self.ablations.light_synthesis(latent.y_hat)
+        return self._alone(total), self.ablations.continuous_decoder(latent.y_hat)
 
     def _alone(self, total: float) -> float:
         """Bytes of a file that holds so many bits of one stream alone."""

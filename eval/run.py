@@ -7,15 +7,16 @@ Every image is encoded to a file at every operating point, decoded from that fil
 writes `tiny.csv`, a row for every image and point, and the averages of each curve in CompressAI's results schema (its
 plot tool reads them). Bits per pixel are 8 x bytes of the file / (width x height); PSNR is of 8-bit RGB.
 
-* tiny.json: the checkpoint as it is.
+* tiny.json: the checkpoint as it is; tiny-effort-30.json if `--effort 30` has it refine what it encodes.
 * tiny-without-correction.json: the same files, decoded without D_corr's features.
 * tiny-without-predictor.json: every index sent, none predicted.
 * tiny-codebook-only.json: the codebook stream alone, decoded as its own stage left D_vq. A predictor that does not see
   y^_c fills in what is not sent, and gives the probabilities from which the bytes of what is sent are estimated.
-* tiny-continuous-only.json: the continuous codec and the decoder that its own stage left; its bytes are estimated.
+* tiny-continuous-only.json: the continuous codec and a decoder of the hybrid's cost, as `hybridflow train baseline`
+  left them; bytes are estimated.
 * tiny-continuous-mse.json: likewise of another run, named by `--mse`, that trained both for rate + MSE.
 
-The two before the last need the checkpoint's ablation file. Rows that the CSV already holds are not measured again, so
+The two before the last need the checkpoint's ablation file, if it holds them. Rows that the CSV already holds are not measured again, so
 a run that was stopped goes on where it was. An image that cannot be read is named and skipped, and the exit code is
 then 1.
 """
@@ -38,9 +39,9 @@ import hybridflow
 from eval import command
 from eval.cost import cost_of
 from eval.curves import Coding, Curve, add_arguments, costs, run
-from eval.photo import Photo
+from eval.photo import Photo, read_ablations
 from hybridflow.ablation import Ablations
-from hybridflow.checkpoint import load_parts, released
+from hybridflow.checkpoint import released
 from hybridflow.codec import Codec
 from hybridflow.container import QUALITIES
 from hybridflow.errors import CheckpointError
@@ -88,20 +89,8 @@ def load_codec(checkpoint: str, device: str) -> Codec:
 
 @functools.cache
 def load_ablations(checkpoint: str, device: str, weights: Path) -> Ablations:
-    """The baselines beside a codec, one set a process."""
-    ablations = Ablations(load_codec(checkpoint, device).model.preset).to(device).eval()
-    load_parts(weights, ablations)
-    return ablations
-
-
-@functools.cache
-def load_continuous_run(checkpoint: str, device: str, weights: Path) -> Ablations:
-    """Likewise, but only a continuous stream alone: that of a run of its stage."""
-    ablations = Ablations(load_codec(checkpoint, device).model.preset).to(device).eval()
-    parts = {"continuous": ablations.continuous_alone, "light_synthesis": ablations.light_synthesis}
-    load_parts(weights, nn.ModuleDict(parts))
-    del ablations.codebook_decoder, ablations.blind_predictor
-    return ablations
+    """The baselines of a file beside a codec, one set a process."""
+    return read_ablations(load_codec(checkpoint, device), weights)
 
 
 @functools.lru_cache(maxsize=2)
@@ -129,6 +118,7 @@ class Checkpoint:
     checkpoint: str
     device: str
     points: tuple[str, ...]
+    effort: int = 0
 
     @property
     def codec(self) -> Codec:
@@ -136,11 +126,11 @@ class Checkpoint:
 
     @property
     def name(self) -> str:
-        return self.codec.name
+        return self.codec.name + (f"-effort-{self.effort}" if self.effort else "")
 
     @property
     def title(self) -> str:
-        return f"HybridFlow {self.codec.name}"
+        return f"HybridFlow {self.codec.name}" + (f", effort {self.effort}" if self.effort else "")
 
     @property
     def description(self) -> str:
@@ -154,19 +144,22 @@ class Checkpoint:
         original, (quality, schedule) = read_image(image), Point.parse(point)
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder, "image.hf")
-            encode = functools.partial(self.codec.encode, original, quality=quality, schedule=schedule)
+            settings = {"quality": quality, "schedule": schedule, "effort": self.effort}
+            encode = functools.partial(self.codec.encode, original, **settings)
             _, encoding = cost_of(lambda: path.write_bytes(encode()), self.device)
             decoded, decoding = cost_of(lambda: self.codec.decode(path.read_bytes()), self.device)
             return Coding(path.stat().st_size, decoded, costs(encoding, decoding))
 
 
 class Ablation(NamedTuple):
-    """What is left of the whole; `code` gives bytes and picture of a photo at a point, `load` the weights it needs."""
+    """What is left of the whole; `code` gives bytes and picture of a photo at a point, `needs` are its baselines."""
 
     description: str
     code: Callable[[Photo, Point], tuple]
-    load: Callable[[str, str, Path], Ablations] | None = None
+    needs: tuple[str, ...] = ()
 
+
+CONTINUOUS_ALONE = ("continuous_alone", "continuous_decoder")
 
 ABLATIONS = {
     "without-correction": Ablation(
@@ -176,17 +169,17 @@ ABLATIONS = {
     "codebook-only": Ablation(
         "codebook stream alone: bytes estimated",
         lambda photo, point: photo.codebook_alone(point.schedule),
-        load_ablations,
+        ("codebook_decoder", "blind_predictor"),
     ),
     "continuous-only": Ablation(
         "continuous stream alone: bytes estimated",
         lambda photo, point: photo.continuous_alone(point.quality),
-        load_ablations,
+        CONTINUOUS_ALONE,
     ),
     "continuous-mse": Ablation(
         "continuous stream alone, trained for rate + MSE: bytes estimated",
         lambda photo, point: photo.continuous_alone(point.quality),
-        load_continuous_run,
+        CONTINUOUS_ALONE,
     ),
 }
 
@@ -202,8 +195,7 @@ class Ablated:
 
     @property
     def baselines(self) -> Ablations | None:
-        load = ABLATIONS[self.ablation].load
-        return load and load(self.whole.checkpoint, self.whole.device, self.weights)
+        return self.weights and load_ablations(self.whole.checkpoint, self.whole.device, self.weights)
 
     @property
     def name(self) -> str:
@@ -251,28 +243,35 @@ def ablation_file(codec: Codec, checkpoint: str) -> Path | None:
         return None
 
 
-def whole_of(checkpoint: str, device: str, points: Sequence[Point] | None) -> Checkpoint:
+def whole_of(checkpoint: str, device: str, points: Sequence[Point] | None, effort: int) -> Checkpoint:
     """The checkpoint at the points that are named, or its usual ones."""
     points = points or spread(load_codec(checkpoint, device).operating_points, USUAL_POINTS)
-    return Checkpoint(checkpoint, device, tuple(map(str, dict.fromkeys(points))))
+    return Checkpoint(checkpoint, device, tuple(map(str, dict.fromkeys(points))), effort)
 
 
 def ablations_of(whole: Checkpoint, mse: Path | None) -> list[Ablated]:
     """Those of its ablations that can be had.
 
     Args:
-        mse: a run of the continuous stage, trained for rate + MSE.
+        mse: a run of the baseline stage, trained for rate + MSE.
     """
-    weights = ablation_file(whole.codec, whole.checkpoint)
-    if weights is None:
+    beside = ablation_file(whole.codec, whole.checkpoint)
+    if beside is None:
         print(f"no {whole.name}-ablation.safetensors: each stream alone is left out", file=sys.stderr)
-    files = {load_ablations: weights, load_continuous_run: mse}
     points = [Point.parse(point) for point in whole.points]
-    return [
-        Ablated(whole, name, ablation_points(name, points), files.get(ablation.load))
-        for name, ablation in ABLATIONS.items()
-        if ablation.load is None or files[ablation.load] is not None
-    ]
+    curves = []
+    for name, ablation in ABLATIONS.items():
+        weights = (mse if name == "continuous-mse" else beside) if ablation.needs else None
+        curve = Ablated(whole, name, ablation_points(name, points), weights)
+        if weights is not None:
+            missing = [part for part in ablation.needs if getattr(curve.baselines, part) is None]
+            if missing:
+                print(f"{weights} lacks {', '.join(missing)}: {name} is left out", file=sys.stderr)
+                continue
+        elif ablation.needs:
+            continue
+        curves.append(curve)
+    return curves
 
 
 @command.one_line_errors
@@ -293,14 +292,21 @@ def main(argv: list[str] | None = None) -> int:
         "--mse",
         type=Path,
         metavar="WEIGHTS",
-        help="weights.safetensors of `hybridflow train continuous --set mse_weight=...`: also the curve continuous-mse",
+        help="weights.safetensors of `hybridflow train baseline --set mse_weight=...`: also the curve continuous-mse",
+    )
+    beside.add_argument(
+        "--effort",
+        type=int,
+        default=0,
+        metavar="STEPS",
+        help="measure nothing but the checkpoint when it refines in so many steps what it encodes",
     )
     command.add_device(parser)
     args = parser.parse_args(argv)
 
-    whole = whole_of(args.checkpoint, args.device, args.points)
-    curves = [whole, *([] if args.no_ablations else ablations_of(whole, args.mse))]
-    return run(curves, args.data, args.output, f"{whole.name}.csv", args.workers)
+    whole = whole_of(args.checkpoint, args.device, args.points, args.effort)
+    curves = [whole, *([] if args.no_ablations or args.effort else ablations_of(whole, args.mse))]
+    return run(curves, args.data, args.output, f"{whole.codec.name}.csv", args.workers)
 
 
 if __name__ == "__main__":

@@ -147,11 +147,19 @@ def save_release(path: str | Path, model: HybridFlow, metadata: dict[str, str]) 
     save_half(path, weights, metadata | {"preset": json.dumps(asdict(model.preset))})
 
 
-def save_ablation(path: str | Path, model: HybridFlow, ablations: nn.Module) -> None:
+def save_ablation(path: str | Path, model: HybridFlow, ablations: nn.Module, names: Iterable[str]) -> None:
     """Write, in half precision, what only comparisons and training need: the baselines, and the floats that the
-    release's integers were frozen from."""
+    release's integers were frozen from.
+
+    Args:
+        names: of the ablations' parts to be written; the others were never trained.
+    """
     floats = {key: value for key, value in model.state_dict().items() if _frozen_from(key)}
-    baselines = {key: value for key, value in ablations.state_dict().items() if f".{INTEGERS}" not in key}
+    baselines = {
+        key: value
+        for key, value in ablations.state_dict().items()
+        if f".{INTEGERS}" not in key and key.partition(".")[0] in names
+    }
     save_half(path, floats | baselines)
 
 

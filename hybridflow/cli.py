@@ -58,7 +58,8 @@ def _encode(args: argparse.Namespace) -> int:
     def encode(source: str, target: str) -> None:
         _refuse(target, args.force)
         image = _read_picture(source, _read(source))
-        data = codec.encode(image, quality=args.quality, schedule=args.schedule, bpp=args.bpp, max_bytes=args.bytes)
+        target_rate = {"quality": args.quality, "bpp": args.bpp, "max_bytes": args.bytes}
+        data = codec.encode(image, **target_rate, schedule=args.schedule, effort=args.effort)
         _write(target, data, args.force)
         header, _ = unpack(data)
         rate = f"{len(data)} bytes, {_bpp(data, image):.4f} bpp"
@@ -288,6 +289,7 @@ def _add_encode(commands) -> None:
         hybridflow encode photo.jpg                 at the model's own quality and schedule
         hybridflow encode photo.jpg --bpp 0.03      the best file of at most 0.03 bits per pixel
         hybridflow encode photo.jpg --bytes 1000    the best file of at most 1000 bytes
+        hybridflow encode photo.jpg --effort 30     takes its time for a better picture of the same size
         hybridflow encode photo.jpg --quality 40 --schedule 1_4 -o small.hf
         hybridflow encode holiday/ -o packed/       a whole folder
         hybridflow encode - < photo.jpg > photo.hf
@@ -305,6 +307,14 @@ def _add_encode(commands) -> None:
         metavar="S",
         help="which codebook indices are sent, the rest being predicted: full, 1_4 (one of four), 1_9, none, or "
         "dynamic (chosen region by region); by default what the model does best with at that quality",
+    )
+    parser.add_argument(
+        "--effort",
+        type=_positive(int),
+        default=0,
+        metavar="STEPS",
+        help="refine what is coded in so many steps, each of which takes about as long as five decodings: 30 make a "
+        "far better picture of about as many bytes (default: 0)",
     )
     _add_model(parser)
     parser.set_defaults(run=_encode)

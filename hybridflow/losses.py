@@ -2,6 +2,7 @@
 
 import math
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -68,6 +69,14 @@ def rate_weight(quality: Tensor) -> Tensor:
 def bits(likelihoods: Tensor) -> Tensor:
     """-log2 of likelihoods (B,...) summed per sample -> (B,) bits."""
     return -likelihoods.float().log().flatten(1).sum(1) / math.log(2)
+
+
+def gaussian_bits(residual: Tensor, scale: Tensor) -> Tensor:
+    """-log2 of the probability that a Gaussian of mean 0 and this standard deviation gives the interval of length 1
+    around a residual, not rounded: of any shape, at most 30 bits each."""
+    distance = residual.abs()
+    upper, lower = (torch.special.ndtr((edge - distance) / scale) for edge in (0.5, -0.5))
+    return -(upper - lower).clamp(min=2**-30).log2()
 
 
 def masked_cross_entropy(logits: Tensor, indices: Tensor, sent: Tensor) -> Tensor:

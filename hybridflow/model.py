@@ -31,6 +31,7 @@ from hybridflow.masking import UNIFORM_SCHEDULES, coding_steps, schedule_mask
 from hybridflow.pixel_decoder import PixelDecoder
 from hybridflow.predictor import Predictor
 from hybridflow.probability import INDEX_STEPS, MEAN_STEPS
+from hybridflow.refinement import refine
 from hybridflow.stream_coding import code_check, code_indices, code_sent, code_y, code_z
 from hybridflow.tiling import decode_tiled
 
@@ -282,6 +283,7 @@ class HybridFlow(CompressionModel):
         schedule: str,
         header: bytes = b"",
         probability: ProbabilityModel | None = None,
+        effort: int = 0,
     ) -> tuple[bytes, Coded]:
         """Code one image.
 
@@ -290,6 +292,7 @@ class HybridFlow(CompressionModel):
             schedule: one of `hybridflow.masking.SCHEDULES`.
             header: covered by the check inside the stream.
             probability: from `probability()`, made anew if not given.
+            effort: steps in which y_c is refined first (`hybridflow.refinement`).
 
         Returns:
             The stream, and what it holds.
@@ -297,6 +300,8 @@ class HybridFlow(CompressionModel):
         probability = probability or self.probability()
         q = torch.tensor([quality], device=analysed.latent.device)
         gained, z = self.continuous.gain(analysed.latent, q)
+        if effort:
+            gained = self._refined(analysed, gained, z.round(), quality, schedule, effort)
         z = z[0].round().long().cpu().numpy()
         h, w = gained.shape[-2:]
         coder = Encoder()
@@ -374,6 +379,22 @@ class HybridFlow(CompressionModel):
         """y^_c as the file holds it (M,h,w) int64, quality (1,) -> as the decoders read it (1,M,h,w)."""
         gained = torch.from_numpy(y)[None].to(quality.device).float() / MEAN_STEPS
         return self.continuous.ungain(gained, quality)
+
+    def _refined(
+        self, analysed: Analysed, gained: Tensor, z: Tensor, quality: int, schedule: str, steps: int
+    ) -> Tensor:
+        """y_c (1,M,h,w) in the gained domain, refined for a schedule, or for sending no index if it is dynamic."""
+        with torch.inference_mode(False), torch.enable_grad():
+            image, gained, z = (tensor.clone() for tensor in (analysed.image, gained, z))
+            indices = torch.from_numpy(analysed.indices)[None].to(gained.device)
+            uniform = "none" if schedule == "dynamic" else schedule
+            sent = schedule_mask(uniform, *indices.shape[1:], gained.device)[None]
+
+            def decode(y_hat: Tensor, window: tuple[slice, slice]) -> Tensor:
+                here, there = indices[(..., *window)], sent[(..., *window)]
+                return self.merge(self.fill_in(here, there, self.predictor(here, there, y_hat)), y_hat)
+
+            return refine(self.continuous, decode, image, gained, z, quality, steps)
 
     def _choose_regions(self, analysed: Analysed, y: np.ndarray, quality: Tensor) -> np.ndarray:
         device = quality.device

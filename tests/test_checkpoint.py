@@ -123,7 +123,7 @@ def test_parts_load_each_whole_into_whoever_owns_them(model, tmp_path):
 def test_training_goes_on_from_the_folder_of_a_release(model, tmp_path):
     """The floats that its integers were frozen from lie in the ablation file."""
     save_release(tmp_path / "a.safetensors", model, {})
-    save_ablation(tmp_path / "a-ablation.safetensors", model, Ablations(SMALL))
+    save_ablation(tmp_path / "a-ablation.safetensors", model, Ablations(SMALL), ["blind_predictor"])
     target = HybridFlow(SMALL)
     load_parts(tmp_path, target, Ablations(SMALL))
     own = model.state_dict()
@@ -158,7 +158,7 @@ def test_no_file_of_a_part_of_base_is_too_large(tmp_path):
     weights = model.state_dict() | Ablations(model.preset).state_dict()
     save_file({key: value.contiguous() for key, value in weights.items()}, tmp_path / "weights.safetensors")
     paths = split_parts(tmp_path / "weights.safetensors", tmp_path / "parts", PARTS)
-    assert all(path.stat().st_size <= LARGEST_PART for path in paths) and len(paths) == len(PARTS) + 1
+    assert all(path.stat().st_size <= LARGEST_PART for path in paths) and len(paths) == len(PARTS) + 3
     second = HybridFlow("base")
     second.add_perceptual()
     assert "perceptual" in load_parts(tmp_path / "parts", second)

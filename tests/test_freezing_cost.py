@@ -22,7 +22,7 @@ def files(tmp_path_factory):
     torch.manual_seed(0)
     model = frozen_on_noise(spread_out(HybridFlow(SMALL)))
     save_release(folder / "small.safetensors", model, {})
-    save_ablation(folder / "small-ablation.safetensors", model, Ablations(SMALL))
+    save_ablation(folder / "small-ablation.safetensors", model, Ablations(SMALL), ["codebook_decoder"])
     return folder / "small.safetensors", folder / "small-ablation.safetensors"
 
 

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from eval.run import Point, digest, load_ablations, load_codec, load_continuous_run, main, spread
+from eval.run import Point, digest, load_ablations, load_codec, main, spread
 from hybridflow.ablation import Ablations
 
 
@@ -56,8 +56,8 @@ def test_every_curve_is_measured_on_real_files(checkpoint_path, folder, tmp_path
     torch.manual_seed(0)
     ablations = Ablations(codec.model.preset)
     save_file(ablations.state_dict(), tmp_path / "small-ablation.safetensors")
-    run = torch.nn.ModuleDict({"continuous": codec.model.continuous, "light_synthesis": ablations.light_synthesis})
-    save_file(run.state_dict(), tmp_path / "run.safetensors")
+    ablations.continuous_alone.load_state_dict(codec.model.continuous.state_dict())
+    save_file(ablations.state_dict(), tmp_path / "run.safetensors")
     command = ["--data", str(folder), "--checkpoint", str(checkpoint), "--points", "63:1_4", "0:none"]
     command += ["--mse", str(tmp_path / "run.safetensors")]
     assert main([*command, "-o", str(output)]) == 0
@@ -83,8 +83,7 @@ def test_every_curve_is_measured_on_real_files(checkpoint_path, folder, tmp_path
     }
     assert curves["small-continuous-mse"]["bpp"] != curves["small-continuous-only"]["bpp"]
 
-    for loaded in (load_ablations, load_continuous_run):
-        loaded.cache_clear()
+    load_ablations.cache_clear()
     monkeypatch.setattr("eval.curves.measure", None)
     assert main([*command, "-o", str(output)]) == 0  # nothing is measured again
     assert curves["small-without-correction"]["bpp"] == curves["small"]["bpp"]

@@ -37,6 +37,7 @@ PARTS = {
     "correction": {"correction"},
     "joint": {"continuous", "correction", "pixel_decoder", "predictor", "index_prior"},
     "refit": {"correction", "pixel_decoder", "predictor", "index_prior"},
+    "baseline": {"continuous_alone", "continuous_decoder"},
     "perceptual": {"perceptual"},
 }
 ADVERSARIAL = replace(CONFIG, adversarial_weight=0.5, adversarial_from=0.3)
@@ -74,15 +75,45 @@ def start(stage, photo_set, out, init=None, config=CONFIG, resume=False, watched
     return Run(stage, SMALL, config, photo_set, out, init, resume, start_processes("cpu"), watched)
 
 
-def test_correction_keeps_the_streams_alone_for_ablations(photo_set, init, tmp_path):
-    weights = {key: v for key, v in load_file(init).items() if not key.startswith(("codebook_decoder", "continuous_"))}
+def test_correction_keeps_the_codebook_decoder_for_ablations(photo_set, init, tmp_path):
+    weights = {key: v for key, v in load_file(init).items() if not key.startswith("codebook_decoder")}
     save_file(weights, tmp_path / "predictor.safetensors")
     start("correction", photo_set, tmp_path, tmp_path / "predictor.safetensors").train()
     after = load_file(tmp_path / "weights.safetensors")
-    for kept, source in (("codebook_decoder.", "pixel_decoder."), ("continuous_alone.", "continuous.")):
-        for key, value in weights.items():
-            if key.startswith(source) and ".exact." not in key:
-                assert torch.equal(after[key.replace(source, kept, 1)], value)
+    for key, value in weights.items():
+        if key.startswith("pixel_decoder."):
+            assert torch.equal(after[key.replace("pixel_decoder.", "codebook_decoder.", 1)], value)
+
+
+def test_only_parts_that_were_loaded_or_trained_are_written(photo_set, init, tmp_path):
+    start("tokenizer", photo_set, tmp_path / "first").train()
+    assert {part_of(key) for key in load_file(tmp_path / "first" / "weights.safetensors")} == PARTS["tokenizer"]
+    first = tmp_path / "first" / "weights.safetensors"
+    start("continuous", photo_set, tmp_path / "second", first).train()
+    written = PARTS["tokenizer"] | PARTS["continuous"]
+    assert {part_of(key) for key in load_file(tmp_path / "second" / "weights.safetensors")} == written
+    longer = replace(CONFIG, max_steps=4)
+    start("continuous", photo_set, tmp_path / "second", config=longer, resume=True).train()
+    assert {part_of(key) for key in load_file(tmp_path / "second" / "weights.safetensors")} == written
+
+
+def test_the_baseline_starts_as_what_the_hybrid_makes_of_the_mean_codeword(photo_set, init, tmp_path):
+    stage = start("baseline", photo_set, tmp_path, init).stage.eval()
+    stage.model.continuous.exact.thaw()
+    x, quality = torch.rand(1, 3, 64, 64), torch.tensor([40])
+    with torch.no_grad():
+        y_hat = stage.codec(x, quality).y_hat
+        assert torch.equal(y_hat, stage.model.continuous(x, quality).y_hat)
+        codes = stage.model.codebook.codewords.mean(0)[None, :, None, None].expand(1, -1, 4, 4)
+        assert torch.allclose(stage.synthesis(y_hat), stage.model.merge(codes, y_hat), atol=1e-5)
+
+
+def test_the_continuous_stage_goes_on_from_its_own_parts(photo_set, init, tmp_path):
+    weights = load_file(init)
+    run = start("continuous", photo_set, tmp_path, init, replace(CONFIG, relaxed_rate=1.0))
+    for name, value in run.averaged_weights().items():
+        if part_of(name) in PARTS["continuous"] and ".exact." not in name:
+            assert torch.equal(value, weights[name])
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -148,11 +179,11 @@ def test_a_discriminator_is_refused_where_none_can_be(photo_set, init, tmp_path)
 
 def test_a_baseline_of_the_continuous_stream_is_trained_for_the_squared_error(photo_set, init, tmp_path):
     config = replace(CONFIG, mse_weight=40.0)
-    run = start("continuous", photo_set, tmp_path, init, config)
+    run = start("baseline", photo_set, tmp_path, init, config)
     run.train()
     log = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert all(record["mse"] > 0 and "lpips" not in record for record in log)
-    with pytest.raises(TrainingError, match="mse_weight is for the continuous stage"):
+    with pytest.raises(TrainingError, match="mse_weight is for the baseline stage"):
         start("joint", photo_set, tmp_path / "joint", init, config)
 
 
@@ -191,6 +222,7 @@ def test_every_stage_overfits_two_pictures(tmp_path, one_thread):
         "correction": (50, 0.93),
         "joint": (50, 0.87),
         "refit": (50, 0.95),
+        "baseline": (50, 0.9),
         "perceptual": (50, 0.95),
     }
     y, x = torch.meshgrid(torch.arange(64.0), torch.arange(64.0), indexing="ij")

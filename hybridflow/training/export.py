@@ -104,7 +104,7 @@ def export(weights: Path, preset: str, out: Path, name: str, photos: PhotoSet, c
     out.mkdir(parents=True, exist_ok=True)
     paths = [out / f"{name}.safetensors", out / f"{name}-ablation.safetensors"]
     save_release(paths[0], model, {"operating_points": json.dumps(points), "model_id": model_id(model).hex()})
-    save_ablation(paths[1], model, ablations)
+    save_ablation(paths[1], model, ablations, loaded)
     if "perceptual" in loaded:
         paths.append(perceptual_file(paths[0]))
         save_perceptual(paths[-1], model)

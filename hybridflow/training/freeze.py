@@ -71,11 +71,11 @@ def freeze_weights(weights: Path, preset: str, out: Path, photos: PhotoSet) -> N
     """
     model = HybridFlow(preset)
     ablations = Ablations(model.preset)
-    load_parts(weights, model, ablations)
+    loaded = load_parts(weights, model, ablations)
     freeze(model, photos.centre_crops(COUNT, SIDE))
     out.parent.mkdir(parents=True, exist_ok=True)
     tensors = model.state_dict() | ablations.state_dict()
-    save_file({key: value.contiguous() for key, value in tensors.items()}, out)
+    save_file({key: value.contiguous() for key, value in tensors.items() if key.partition(".")[0] in loaded}, out)
 
 
 def _freeze_latent_model(codec: ContinuousCodec, batches: list[tuple[Tensor, Tensor]]) -> None:

@@ -47,7 +47,7 @@ class Run:
     """One stage's training run in a folder of its own.
 
     Leaves `config.yaml`, `log.jsonl` and TensorBoard's files, `state.pt` (all that `resume` needs),
-    `weights.safetensors` (averaged weights of every part, model and ablations) and `best.safetensors` (the same, of the
+    `weights.safetensors` (averaged weights of every part, model and ablations, that was loaded or trained) and `best.safetensors` (the same, of the
     best validation).
 
     Every random number comes of the step and the sample's number (see `Draws`), so the state holds no generator, a
@@ -98,6 +98,7 @@ class Run:
         ablations = Ablations(model.preset)
         loaded = load_parts(init, model, ablations) if init is not None else set()
         self.stage = STAGES[stage](model, ablations, config, photos)
+        self.parts = sorted(loaded | {*self.stage.trained, *self.stage.kept})
         if not resume and (missing := [name for name in self.stage.reads if name not in loaded]):
             raise TrainingError(f"{stage} needs {', '.join(missing)}: name by --init what the stages before it left")
         if not resume and minutes == 0:
@@ -292,11 +293,12 @@ class Run:
             parameter.data, self.average[name] = self.average[name], parameter.data
 
     def averaged_weights(self) -> dict[str, Tensor]:
-        """Every part's weights, averaged where trained, keyed as checkpoints are: part name first."""
+        """The weights of every part that was loaded or trained, averaged where trained, keyed as checkpoints are: part
+        name first."""
         weights = {}
         for name, value in self.stage.state_dict().items():
             owner, _, key = name.partition(".")
-            if owner in ("model", "ablations"):
+            if owner in ("model", "ablations") and key.partition(".")[0] in self.parts:
                 weights[key] = self.average.get(name, value).detach().cpu().contiguous()
         return weights
 
@@ -308,6 +310,7 @@ class Run:
         """Write the full state, and the averaged weights. The place in the data is the step."""
         state = {
             "name": type(self.stage).__name__,
+            "parts": self.parts,
             "stage": self.stage.state_dict(),
             "average": self.average,
             "optimisers": {turn: optimiser.state_dict() for turn, optimiser in self.optimisers.items()},
@@ -335,7 +338,7 @@ class Run:
         self.average = {name: value.to(self.device) for name, value in state["average"].items()}
         for turn, optimiser in self.optimisers.items():
             optimiser.load_state_dict(state["optimisers"][turn])
-        for name in ("step", "minutes", "skipped", "best", "since_best", "totals"):
+        for name in ("parts", "step", "minutes", "skipped", "best", "since_best", "totals"):
             setattr(self, name, state[name])
 
 

@@ -8,10 +8,10 @@ from hybridflow.draws import Draws
 
 
 class NoiseByDraws:
-    """Lets both entropy models of a codec take their uniform noise from `draws`, set for every batch, instead of the
+    """Lets both entropy models of every codec take their uniform noise from `draws`, set for every batch, instead of the
     global generator, which knows nothing of samples."""
 
-    def __init__(self, codec: ContinuousCodec) -> None:
+    def __init__(self, *codecs: ContinuousCodec) -> None:
         self.draws: Draws | None = None
 
         def of_y(shape: tuple[int, int, int, int]) -> Tensor:
@@ -21,8 +21,9 @@ class NoiseByDraws:
             noise = self.draws.uniform(shape[0], shape[2] // len(self.draws))
             return noise.transpose(0, 1).reshape(shape)
 
-        _replace_noise(codec.gaussian_conditional, of_y)
-        _replace_noise(codec.entropy_bottleneck, of_z)
+        for codec in codecs:
+            _replace_noise(codec.gaussian_conditional, of_y)
+            _replace_noise(codec.entropy_bottleneck, of_z)
 
 
 def _replace_noise(model: EntropyModel, numbers) -> None:

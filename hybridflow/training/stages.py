@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from hybridflow.ablation import Ablations
 from hybridflow.container import QUALITIES
-from hybridflow.continuous import Latent
+from hybridflow.continuous import ContinuousCodec, Latent
 from hybridflow.draws import Draws
 from hybridflow.errors import CheckpointError, TrainingError
 from hybridflow.exact import IntegerNetwork
@@ -71,7 +71,7 @@ class Stage(nn.Module):
         super().__init__()
         self.model, self.ablations, self.config, self.photos = model, ablations, config, photos
         if config.mse_weight > 0 and not self.takes_mse:
-            raise TrainingError("mse_weight is for the continuous stage: leave it at 0 here")
+            raise TrainingError("mse_weight is for the baseline stage: leave it at 0 here")
         self.distortion = Distortion(config.mse_weight)
         self.adversary = None
         if config.adversarial_weight > 0:
@@ -79,7 +79,7 @@ class Stage(nn.Module):
                 raise TrainingError("adversarial_weight is for the tokenizer and perceptual stages: leave it at 0 here")
             self.adversary = Adversary(config.adversarial_weight, config.adversarial_from)
         self.turns = ("loss",) if self.adversary is None else ("loss", "judge")
-        self.noise = NoiseByDraws(model.continuous)
+        self.noise = NoiseByDraws(model.continuous, ablations.continuous_alone)
         for name in self.trained:
             if not hasattr(model, name) and not hasattr(ablations, name):
                 raise AttributeError(f"stage trains an unknown part {name!r}")
@@ -88,7 +88,8 @@ class Stage(nn.Module):
                 part.requires_grad_(name in self.trained)
                 if name in self.trained:
                     thaw(part)
-        model.continuous.entropy_bottleneck.quantiles.requires_grad_(False)  # read by CompressAI's own tables alone
+        for codec in (model.continuous, ablations.continuous_alone):
+            codec.entropy_bottleneck.quantiles.requires_grad_(False)  # read by CompressAI's own tables alone
 
     def forward(self, turn: str, x: Tensor, draws: Draws, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of one of `turns`; what every random number comes of is `draws`."""
@@ -218,28 +219,67 @@ class Tokenizer(Stage):
 
 
 class Continuous(Stage):
-    """E_c, its entropy model and the light synthesis (a replica that starts from D_vq): rate + L1 + LPIPS,
-    or, as a baseline, rate + MSE if `mse_weight` says so."""
+    """E_c, which starts from E_vq, its entropy model, and the light synthesis, a replica that starts from D_vq:
+    rate + L1 + LPIPS."""
 
     trained = ("continuous", "light_synthesis")
-    takes_mse = True
+
+    @property
+    def codec(self) -> ContinuousCodec:
+        return self.model.continuous
+
+    @property
+    def synthesis(self) -> nn.Module:
+        """y^_c -> image."""
+        return self.ablations.light_synthesis
 
     def begin(self, loaded: set[str]) -> None:
-        copy_matching(self.model.pixel_decoder, self.ablations.light_synthesis)
-        copy_matching(self.model.codebook_encoder, self.model.continuous.analysis)
+        """Parts that were loaded are gone on with."""
+        if "continuous" not in loaded:
+            copy_matching(self.model.codebook_encoder, self.codec.analysis)
+        if "light_synthesis" not in loaded:
+            copy_matching(self.model.pixel_decoder, self.synthesis)
         self.revive()
 
     def loss(self, x: Tensor, draws: Draws, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
         quality = draws.integers(QUALITIES)
-        latent = self.model.continuous(x, quality)
-        distortion, terms = self.distortion(x, self.ablations.light_synthesis(latent.y_hat), draws)
+        latent = self.codec(x, quality)
+        distortion, terms = self.distortion(x, self.synthesis(latent.y_hat), draws)
         parts = bpp_by_part(latent.likelihoods, x)
         loss = (distortion + self.rate_weight(quality, progress) * sum(parts.values())).mean()
         return loss, terms | batch_means(parts)
 
     def reconstruct(self, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        latent = self.model.continuous(x, torch.full((len(x),), QUALITIES // 2, device=x.device))
-        return self.ablations.light_synthesis(latent.y_hat), bpp_by_part(latent.likelihoods, x)
+        latent = self.codec(x, torch.full((len(x),), QUALITIES // 2, device=x.device))
+        return self.synthesis(latent.y_hat), bpp_by_part(latent.likelihoods, x)
+
+
+class Baseline(Continuous):
+    """The continuous stream alone, with a decoder of the hybrid's cost, from all that the hybrid knows:
+    rate + L1 + LPIPS, or rate + MSE if `mse_weight` says so. It is what the hybrid has to beat."""
+
+    trained = ("continuous_alone", "continuous_decoder")
+    reads = ("codebook", "pixel_decoder", "continuous", "correction")
+    takes_mse = True
+
+    @property
+    def codec(self) -> ContinuousCodec:
+        return self.ablations.continuous_alone
+
+    @property
+    def synthesis(self) -> nn.Module:
+        return self.ablations.continuous_decoder
+
+    def begin(self, loaded: set[str]) -> None:
+        """Starts from the hybrid's own parts, at the mean codeword everywhere."""
+        self.codec.load_state_dict(self.model.continuous.state_dict())
+        thaw(self.codec)
+        self.synthesis.pixel_decoder.load_state_dict(self.model.pixel_decoder.state_dict())
+        self.synthesis.correction.load_state_dict(self.model.correction.state_dict())
+        last = self.synthesis.entry[-1]
+        with torch.no_grad():
+            last.weight.zero_()
+            last.bias.copy_(self.model.codebook.codewords.mean(0))
 
 
 class PredictorStage(Stage):
@@ -302,16 +342,15 @@ class Merged(NamedTuple):
 
 class CorrectionStage(Stage):
     """D_corr and its joins, everything else frozen: L1 + LPIPS. D_corr starts from the light synthesis's trunk, itself
-    a replica that started from D_vq and has learned to read y^_c. The streams alone are kept for ablations."""
+    a replica that started from D_vq and has learned to read y^_c. The codebook stream's decoder is kept for ablations."""
 
     trained = ("correction",)
     reads = ("codebook_encoder", "codebook", "pixel_decoder", "continuous", "light_synthesis", "predictor")
-    kept = ("codebook_decoder", "continuous_alone")
+    kept = ("codebook_decoder",)
 
     def begin(self, loaded: set[str]) -> None:
-        if not loaded.issuperset(self.kept):
+        if "codebook_decoder" not in loaded:
             self.ablations.codebook_decoder.load_state_dict(self.model.pixel_decoder.state_dict())
-            self.ablations.continuous_alone.load_state_dict(self.model.continuous.state_dict())
         self.model.correction.trunk.load_state_dict(self.ablations.light_synthesis.trunk.state_dict())
 
     def loss(self, x: Tensor, draws: Draws, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
@@ -401,5 +440,6 @@ STAGES = {
     "correction": CorrectionStage,
     "joint": Joint,
     "refit": Refit,
+    "baseline": Baseline,
     "perceptual": Perceptual,
 }

@@ -1,0 +1,140 @@
+"""Spend encoding time for a better file: y_c of one image, refined by gradient descent before it is coded.
+
+The analysis gives one latent for any image; the descent finds a better one for this image, under the very loss that the
+model was trained for (Campos et al., CVPR Workshops 2019; Yang et al., NeurIPS 2020). Decoder and format do not change.
+"""
+
+import itertools
+from collections.abc import Callable, Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from tqdm import tqdm
+
+from hybridflow.continuous import ContinuousCodec, round_through
+from hybridflow.draws import Draws
+from hybridflow.exact import ACTIVATION_MAX, SHIFT, IntegerConv, IntegerLatentModel
+from hybridflow.losses import Distortion, gaussian_bits, rate_weight
+from hybridflow.predictor import WINDOW
+from hybridflow.probability import MEAN_STEPS, SCALES, latent_step_masks, parity_map, scale_of
+from hybridflow.tiling import HALO, TILE
+
+SMALLEST = 4
+"""Side, in latents, of an image whose distortion can be measured: LPIPS and the spectra of grids need 64 pixels."""
+RATE = 0.055
+"""Adam's learning rate, in the gained domain, times the square root of the steps."""
+
+Window = tuple[slice, slice]
+
+
+class RelaxedLatentModel:
+    """What the frozen integers of `IntegerLatentModel` say, in floats without rounding inside, so that gradients pass."""
+
+    def __init__(self, exact: IntegerLatentModel) -> None:
+        self.step = exact.step.float() / 2**SHIFT
+        self.known, self.first, self.second, self.out = map(_relaxed, (exact.known, exact.first, exact.second, exact.out))
+
+    def distribution(self, features: Tensor, known: Tensor, step: int, quality: int) -> tuple[Tensor, Tensor]:
+        """As of `IntegerLatentModel`, but known (B,M,h,w) in the gained domain, and the means too; indices are
+        fractional."""
+        total = features.float() / 2**SHIFT + self.known(known * MEAN_STEPS, quality)
+        total = total + parity_map(self.step[step], *known.shape[2:])
+        x = total.clamp(0, ACTIVATION_MAX)
+        for layer in (self.first, self.second):
+            x = layer(x).clamp(0, ACTIVATION_MAX)
+        mean, index = self.out(x).chunk(2, 1)
+        return mean / MEAN_STEPS, index.clamp(0, SCALES - 1)
+
+
+def _relaxed(layer: IntegerConv) -> Callable[[Tensor, int], Tensor]:
+    """The layer and the rescaling of its totals, as a float convolution of an input and a row of the bias."""
+    scale = layer.multiplier.double()[:, None] / 2**SHIFT
+    weight = (layer.weight.double() * scale).float().unflatten(1, (-1, layer.kernel, layer.kernel))
+    bias = (layer.bias.double() / 2**SHIFT).float()
+    return lambda x, row=0: F.conv2d(x, weight, bias[row], padding=layer.kernel // 2)
+
+
+def refine(
+    codec: ContinuousCodec,
+    decode: Callable[[Tensor, Window], Tensor],
+    image: Tensor,
+    gained: Tensor,
+    z: Tensor,
+    quality: int,
+    steps: int,
+) -> Tensor:
+    """Descend from y_c in the gained domain along the gradient of distortion + lambda * bits per pixel, with rounding
+    passed straight through and z left as it is. A large image is decoded tile by tile: memory does not grow with it.
+
+    Args:
+        codec: frozen.
+        decode: y^_c (1,M,a,b) of a window of the latents, and the window -> its pixels (1,3,16a,16b).
+        image: (1,3,16h,16w) in [0,1].
+        gained: y_c (1,M,h,w), not rounded.
+        z: (1,Z,ceil(h/4),ceil(w/4)), integers.
+        quality: 0..63, whose lambda it is.
+        steps: of Adam.
+
+    Returns:
+        (1,M,h,w), not rounded; `gained` itself where a side is under 64 pixels.
+    """
+    h, w = gained.shape[-2:]
+    if min(h, w) < SMALLEST:
+        return gained
+    model, distortion = RelaxedLatentModel(codec.exact), Distortion().to(image.device)
+    q = torch.tensor([quality], device=image.device)
+    weight = float(rate_weight(q)) / image[0, 0].numel()
+    features = codec.exact.features(z.long(), quality)[..., :h, :w]
+    masks = latent_step_masks(gained.shape[1], h, w, gained.device)
+    y = gained.clone().requires_grad_()
+    optimiser = torch.optim.Adam([y], lr=RATE / steps**0.5, betas=(0.9, 0.99))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: min(1.0, 2 * (1 - step / steps)))
+    for step in tqdm(range(steps), desc="refining", unit="step", leave=False, disable=None):
+        rounded, bits = _round(model, features, masks, y, quality)
+        y_hat = codec.ungain(rounded, q)
+        leaf = y_hat.detach().requires_grad_()
+        for window, core, pixels in _tiles(h, w):
+            x, x_hat = image[(..., *pixels)], decode(leaf[(..., *window)], window)[(..., *core)]
+            share = x.numel() / image.numel()
+            (share * distortion(x, x_hat, Draws(0, step, q))[0].sum()).backward(inputs=[leaf])
+        optimiser.zero_grad()
+        ((y_hat * leaf.grad).sum() + weight * bits).backward(inputs=[y])
+        optimiser.step()
+        schedule.step()
+    return y.detach()
+
+
+def _round(
+    model: RelaxedLatentModel, features: Tensor, masks: Tensor, y: Tensor, quality: int
+) -> tuple[Tensor, Tensor]:
+    """y (1,M,h,w) as it would be coded, with gradients, and its bits, a scalar."""
+    known, bits = torch.zeros_like(y), y.new_zeros(())
+    for step, mask in enumerate(masks):
+        mean, index = model.distribution(features, known, step, quality)
+        mean = round_through(mean * MEAN_STEPS) / MEAN_STEPS
+        coded = index.round() > 0
+        residual = y - mean
+        bits = bits + gaussian_bits(residual, scale_of(index)).where(mask & coded, 0).sum()
+        decoded = torch.where(coded, round_through(residual) + mean, mean)
+        known = torch.where(mask, decoded, known)
+    return known, bits
+
+
+def _tiles(h: int, w: int) -> Iterator[tuple[Window, Window, Window]]:
+    """Of every tile: its latents with a margin around them, its pixels among those that they decode to, and its pixels
+    in the image."""
+    for (above, top, bottom, below), (before, left, right, after) in itertools.product(_spans(h), _spans(w)):
+        yield (
+            (slice(above, below), slice(before, after)),
+            (slice(16 * (top - above), 16 * (bottom - above)), slice(16 * (left - before), 16 * (right - before))),
+            (slice(16 * top, 16 * bottom), slice(16 * left, 16 * right)),
+        )
+
+
+def _spans(size: int) -> list[tuple[int, int, int, int]]:
+    """Margin, start, end, margin of about equal parts of at most about TILE; inner borders are those of the predictor's
+    windows."""
+    parts = -(-size // TILE)
+    borders = [round(part * size / parts / WINDOW) * WINDOW for part in range(parts)] + [size]
+    return [(max(0, a - HALO), a, b, min(size, b + HALO)) for a, b in itertools.pairwise(borders)]
