@@ -65,7 +65,8 @@ def refine(
     steps: int,
 ) -> Tensor:
     """Descend from y_c in the gained domain along the gradient of distortion + lambda * bits per pixel, with rounding
-    passed straight through and z left as it is. A large image is decoded tile by tile: memory does not grow with it.
+    passed straight through and z left as it is. Pixels are made in bfloat16, as in training, and tile by tile if there
+    are many.
 
     Args:
         codec: frozen.
@@ -95,9 +96,10 @@ def refine(
         y_hat = codec.ungain(rounded, q)
         leaf = y_hat.detach().requires_grad_()
         for window, core, pixels in _tiles(h, w):
-            x, x_hat = image[(..., *pixels)], decode(leaf[(..., *window)], window)[(..., *core)]
-            share = x.numel() / image.numel()
-            (share * distortion(x, x_hat, Draws(0, step, q))[0].sum()).backward(inputs=[leaf])
+            with torch.autocast(image.device.type, torch.bfloat16):
+                x, x_hat = image[(..., *pixels)], decode(leaf[(..., *window)], window)[(..., *core)].float()
+                shown, _ = distortion(x, x_hat, Draws(0, step, q))
+            (x.numel() / image.numel() * shown.sum()).backward(inputs=[leaf])
         optimiser.zero_grad()
         ((y_hat * leaf.grad).sum() + weight * bits).backward(inputs=[y])
         optimiser.step()
