@@ -12,7 +12,8 @@ prints a Markdown table for every question and writes them all to one JSON file:
 * round trip, order of bytes: what was written is read again, at the cost that was estimated.
 
 The baselines' weights come from the checkpoint's ablation file, each as its own stage left it: the codebook stream
-alone has had fewer minutes than the whole. The continuous one is left out if it is not there. A byte is a byte of a whole `.hf` file, but those of a stream alone are estimated.
+alone has had fewer minutes than the whole. The continuous one is left out if it is not there. A byte is a byte of a
+whole `.hf` file, but those of a stream alone are estimated.
 """
 
 import math

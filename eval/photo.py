@@ -43,8 +43,8 @@ class Photo:
         reading: (quality, schedule) -> whether the file gives back what it holds; bits of each section of its stream.
         latent: model, quality -> the continuous stream as training sees it.
         figures: (quality, schedule) -> the decoded image's `compare`.
-        continuous_alone: quality -> estimated bytes of the continuous codec that was trained without the codebook stream,
-            and what its decoder makes of them.
+        continuous_alone: quality -> estimated bytes of the continuous codec that was trained without the codebook
+            stream, and what its decoder makes of them.
 
     Args:
         ablations: None if neither stream is asked for alone.

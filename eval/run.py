@@ -16,9 +16,9 @@ plot tool reads them). Bits per pixel are 8 x bytes of the file / (width x heigh
   left them; bytes are estimated.
 * tiny-continuous-mse.json: likewise of another run, named by `--mse`, that trained both for rate + MSE.
 
-The two before the last need the checkpoint's ablation file, if it holds them. Rows that the CSV already holds are not measured again, so
-a run that was stopped goes on where it was. An image that cannot be read is named and skipped, and the exit code is
-then 1.
+The two before the last need the checkpoint's ablation file, if it holds them. Rows that the CSV already holds are not
+measured again, so a run that was stopped goes on where it was. An image that cannot be read is named and skipped, and
+the exit code is then 1.
 """
 
 import argparse

@@ -29,11 +29,12 @@ Window = tuple[slice, slice]
 
 
 class RelaxedLatentModel:
-    """What the frozen integers of `IntegerLatentModel` say, in floats without rounding inside, so that gradients pass."""
+    """What the frozen integers of `IntegerLatentModel` say, in floats and without rounding, so that gradients pass."""
 
     def __init__(self, exact: IntegerLatentModel) -> None:
         self.step = exact.step.float() / 2**SHIFT
-        self.known, self.first, self.second, self.out = map(_relaxed, (exact.known, exact.first, exact.second, exact.out))
+        layers = exact.known, exact.first, exact.second, exact.out
+        self.known, self.first, self.second, self.out = map(_relaxed, layers)
 
     def distribution(self, features: Tensor, known: Tensor, step: int, quality: int) -> tuple[Tensor, Tensor]:
         """As of `IntegerLatentModel`, but known (B,M,h,w) in the gained domain, and the means too; indices are

@@ -47,8 +47,8 @@ class Run:
     """One stage's training run in a folder of its own.
 
     Leaves `config.yaml`, `log.jsonl` and TensorBoard's files, `state.pt` (all that `resume` needs),
-    `weights.safetensors` (averaged weights of every part, model and ablations, that was loaded or trained) and `best.safetensors` (the same, of the
-    best validation).
+    `weights.safetensors` (averaged weights of every part, model and ablations, that was loaded or trained) and
+    `best.safetensors` (the same, of the best validation).
 
     Every random number comes of the step and the sample's number (see `Draws`), so the state holds no generator, a
     resumed run does what an unbroken one would, and so does one that is split over processes.

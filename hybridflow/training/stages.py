@@ -342,7 +342,7 @@ class Merged(NamedTuple):
 
 class CorrectionStage(Stage):
     """D_corr and its joins, everything else frozen: L1 + LPIPS. D_corr starts from the light synthesis's trunk, itself
-    a replica that started from D_vq and has learned to read y^_c. The codebook stream's decoder is kept for ablations."""
+    a replica that started from D_vq and has learned to read y^_c. The codebook stream's decoder is kept, a baseline."""
 
     trained = ("correction",)
     reads = ("codebook_encoder", "codebook", "pixel_decoder", "continuous", "light_synthesis", "predictor")
