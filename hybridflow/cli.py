@@ -313,8 +313,8 @@ def _add_encode(commands) -> None:
         type=_positive(int),
         default=0,
         metavar="STEPS",
-        help="refine what is coded in so many steps, each of which takes about as long as five decodings: 30 make a "
-        "far better picture of about as many bytes (default: 0)",
+        help="refine what is coded in so many steps, each of which takes about as long as two decodings: 30 make a "
+        "better picture of about as many bytes (default: 0)",
     )
     _add_model(parser)
     parser.set_defaults(run=_encode)
