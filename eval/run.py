@@ -261,16 +261,17 @@ def ablations_of(whole: Checkpoint, mse: Path | None) -> list[Ablated]:
     points = [Point.parse(point) for point in whole.points]
     curves = []
     for name, ablation in ABLATIONS.items():
-        weights = (mse if name == "continuous-mse" else beside) if ablation.needs else None
-        curve = Ablated(whole, name, ablation_points(name, points), weights)
-        if weights is not None:
-            missing = [part for part in ablation.needs if getattr(curve.baselines, part) is None]
-            if missing:
-                print(f"{weights} lacks {', '.join(missing)}: {name} is left out", file=sys.stderr)
-                continue
-        elif ablation.needs:
+        weights = mse if name == "continuous-mse" else beside
+        if not ablation.needs:
+            weights = None
+        elif weights is None:
             continue
-        curves.append(curve)
+        curve = Ablated(whole, name, ablation_points(name, points), weights)
+        missing = [part for part in ablation.needs if getattr(curve.baselines, part) is None]
+        if missing:
+            print(f"{weights} lacks {', '.join(missing)}: {name} is left out", file=sys.stderr)
+        else:
+            curves.append(curve)
     return curves
 
 
