@@ -7,7 +7,8 @@ Every image is encoded to a file at every operating point, decoded from that fil
 writes `tiny.csv`, a row for every image and point, and the averages of each curve in CompressAI's results schema (its
 plot tool reads them). Bits per pixel are 8 x bytes of the file / (width x height); PSNR is of 8-bit RGB.
 
-* tiny.json: the checkpoint as it is; tiny-effort-30.json if `--effort 30` has it refine what it encodes.
+* tiny.json: the checkpoint as it is; tiny-effort-30.json if `--effort 30` has it refine what it encodes, and
+  tiny-perceptual.json if `--decoder perceptual` has its second decoder read the files.
 * tiny-without-correction.json: the same files, decoded without D_corr's features.
 * tiny-without-predictor.json: every index sent, none predicted.
 * tiny-codebook-only.json: the codebook stream alone, decoded as its own stage left D_vq. A predictor that does not see
@@ -41,13 +42,13 @@ from eval.cost import cost_of
 from eval.curves import Coding, Curve, add_arguments, costs, run
 from eval.photo import Photo, read_ablations
 from hybridflow.ablation import Ablations
-from hybridflow.checkpoint import released
+from hybridflow.checkpoint import PERCEPTUAL, released
 from hybridflow.codec import Codec
 from hybridflow.container import QUALITIES
 from hybridflow.errors import CheckpointError
 from hybridflow.image_io import read_image
 from hybridflow.masking import SCHEDULES
-from hybridflow.weights import weight_file
+from hybridflow.weights import DECODERS, weight_file
 
 USUAL_POINTS = 8
 """Of a checkpoint's operating points, measured unless others are named: evenly spread from the lowest rate up."""
@@ -82,9 +83,9 @@ def spread(points: Sequence[tuple[int, str]], count: int) -> list[Point]:
 
 
 @functools.cache
-def load_codec(checkpoint: str, device: str) -> Codec:
-    """One codec a process."""
-    return hybridflow.load(Path(checkpoint) if Path(checkpoint).suffix else checkpoint, device=device)
+def load_codec(checkpoint: str, device: str, decoder: str = "fidelity") -> Codec:
+    """One codec a process and decoder."""
+    return hybridflow.load(Path(checkpoint) if Path(checkpoint).suffix else checkpoint, device=device, decoder=decoder)
 
 
 @functools.cache
@@ -100,11 +101,11 @@ def analyse(checkpoint: str, device: str, ablations: Ablations | None, image: Pa
 
 
 def digest(module: nn.Module) -> str:
-    """16 hexadecimal digits that change with any weight of a release, pixel decoders' too (`model_id` covers what makes
-    bits). What a release does not hold is drawn anew whenever it is loaded, and does not count."""
+    """16 hexadecimal digits that change with any weight that was loaded, pixel decoders' too (`model_id` covers what
+    makes bits). What a release does not hold is drawn anew whenever it is loaded, and does not count."""
     sha256 = hashlib.sha256()
     for name, tensor in sorted(module.state_dict().items()):
-        if not released(name):
+        if not (released(name) or name.startswith(PERCEPTUAL)):
             continue
         sha256.update(name.encode())
         sha256.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
@@ -119,18 +120,26 @@ class Checkpoint:
     device: str
     points: tuple[str, ...]
     effort: int = 0
+    decoder: str = "fidelity"
 
     @property
     def codec(self) -> Codec:
-        return load_codec(self.checkpoint, self.device)
+        return load_codec(self.checkpoint, self.device, self.decoder)
+
+    @property
+    def unusual(self) -> str:
+        """What of its settings is not as usual, in two words."""
+        if self.effort:
+            return f"effort {self.effort}"
+        return "" if self.decoder == "fidelity" else f"{self.decoder} decoder"
 
     @property
     def name(self) -> str:
-        return self.codec.name + (f"-effort-{self.effort}" if self.effort else "")
+        return "-".join([self.codec.name, *self.unusual.removesuffix(" decoder").split()])
 
     @property
     def title(self) -> str:
-        return f"HybridFlow {self.codec.name}" + (f", effort {self.effort}" if self.effort else "")
+        return ", ".join(filter(None, [f"HybridFlow {self.codec.name}", self.unusual]))
 
     @property
     def description(self) -> str:
@@ -243,10 +252,10 @@ def ablation_file(codec: Codec, checkpoint: str) -> Path | None:
         return None
 
 
-def whole_of(checkpoint: str, device: str, points: Sequence[Point] | None, effort: int) -> Checkpoint:
+def whole_of(checkpoint: str, device: str, points: Sequence[Point] | None, effort: int, decoder: str) -> Checkpoint:
     """The checkpoint at the points that are named, or its usual ones."""
-    points = points or spread(load_codec(checkpoint, device).operating_points, USUAL_POINTS)
-    return Checkpoint(checkpoint, device, tuple(map(str, dict.fromkeys(points))), effort)
+    points = points or spread(load_codec(checkpoint, device, decoder).operating_points, USUAL_POINTS)
+    return Checkpoint(checkpoint, device, tuple(map(str, dict.fromkeys(points))), effort, decoder)
 
 
 def ablations_of(whole: Checkpoint, mse: Path | None) -> list[Ablated]:
@@ -302,11 +311,18 @@ def main(argv: list[str] | None = None) -> int:
         metavar="STEPS",
         help="measure nothing but the checkpoint when it refines in so many steps what it encodes",
     )
+    beside.add_argument(
+        "--decoder",
+        choices=DECODERS,
+        default="fidelity",
+        help="measure nothing but the checkpoint as its perceptual decoder reads it (%(default)s)",
+    )
     command.add_device(parser)
     args = parser.parse_args(argv)
 
-    whole = whole_of(args.checkpoint, args.device, args.points, args.effort)
-    curves = [whole, *([] if args.no_ablations or args.effort else ablations_of(whole, args.mse))]
+    whole = whole_of(args.checkpoint, args.device, args.points, args.effort, args.decoder)
+    alone = args.no_ablations or whole.unusual
+    curves = [whole, *([] if alone else ablations_of(whole, args.mse))]
     return run(curves, args.data, args.output, f"{whole.codec.name}.csv", args.workers)
 
 

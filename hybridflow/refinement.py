@@ -16,6 +16,7 @@ from hybridflow.continuous import ContinuousCodec, round_through
 from hybridflow.draws import Draws
 from hybridflow.exact import ACTIVATION_MAX, SHIFT, IntegerConv, IntegerLatentModel
 from hybridflow.losses import Distortion, gaussian_bits, rate_weight
+from hybridflow.precision import autocast
 from hybridflow.predictor import WINDOW
 from hybridflow.probability import MEAN_STEPS, SCALES, latent_step_masks, parity_map, scale_of
 from hybridflow.tiling import HALO, TILE
@@ -66,8 +67,8 @@ def refine(
     steps: int,
 ) -> Tensor:
     """Descend from y_c in the gained domain along the gradient of distortion + lambda * bits per pixel, with rounding
-    passed straight through and z left as it is. Pixels are made in bfloat16, as in training, and tile by tile if there
-    are many.
+    passed straight through and z left as it is. Pixels are made as in training, in bfloat16 where the device has it, and
+    tile by tile if there are many.
 
     Args:
         codec: frozen.
@@ -97,7 +98,7 @@ def refine(
         y_hat = codec.ungain(rounded, q)
         leaf = y_hat.detach().requires_grad_()
         for window, core, pixels in _tiles(h, w):
-            with torch.autocast(image.device.type, torch.bfloat16):
+            with autocast(image.device):
                 x, x_hat = image[(..., *pixels)], decode(leaf[(..., *window)], window)[(..., *core)].float()
                 shown, _ = distortion(x, x_hat, Draws(0, step, q))
             (x.numel() / image.numel() * shown.sum()).backward(inputs=[leaf])

@@ -106,6 +106,17 @@ def test_the_checkpoint_alone_is_measured(checkpoint_path, folder, tmp_path):
     assert [path.stem for path in tmp_path.glob("*.json")] == [checkpoint_path.stem]
 
 
+def test_the_perceptual_decoder_reads_the_same_files(perceptual_checkpoint_path, folder, tmp_path):
+    name = perceptual_checkpoint_path.stem
+    command = ["--data", str(folder), "--checkpoint", str(perceptual_checkpoint_path), "--points", "0:none"]
+    command += ["-o", str(tmp_path)]
+    assert main([*command, "--decoder", "perceptual"]) == main([*command, "--no-ablations"]) == 0
+    results = {path.stem: json.loads(path.read_text()) for path in tmp_path.glob("*.json")}
+    assert results[f"{name}-perceptual"]["name"] == f"HybridFlow {name}, perceptual decoder"
+    textured, plain = results[f"{name}-perceptual"]["results"], results[name]["results"]
+    assert textured["bpp"] == plain["bpp"] and textured["psnr-rgb"] != plain["psnr-rgb"]
+
+
 def test_a_missing_checkpoint_is_one_line_of_error(folder, tmp_path, capsys):
     assert main(["--data", str(folder), "--checkpoint", "no.safetensors", "-o", str(tmp_path)]) == 2
     assert capsys.readouterr().err.startswith("error: ")

@@ -41,7 +41,7 @@ class TrainConfig:
         index_weight: of predictor and index prior bits in the joint stages.
         ema_decay: of the averaged weights that are evaluated and exported.
         clip: largest gradient norm.
-        bf16: networks run in bfloat16 (autocast), else in float32.
+        bf16: networks run in bfloat16 (autocast) where the device computes in it, else in float32.
         compile: compile the parts by torch.compile.
         transpose: share of the crops that are transposed; half of all are mirrored in any case.
         downscale: half of the crops are down-scaled at random by up to this factor.

@@ -21,6 +21,7 @@ from hybridflow.distributed import mean_over_processes
 from hybridflow.draws import Draws
 from hybridflow.errors import TrainingError
 from hybridflow.model import HybridFlow, Preset
+from hybridflow.precision import autocast
 from hybridflow.training.config import TrainConfig
 from hybridflow.training.data import PhotoSet
 from hybridflow.training.extra import needed
@@ -106,7 +107,9 @@ class Run:
         self.stage.to(self.device, memory_format=torch.channels_last).train()
         self.trained = {turn: self.stage.parameters_of(turn) for turn in self.stage.turns}
         hidden = hidden_weights(self.stage, model.preset.num_codes)
-        self.optimisers = {turn: muon(parameters.values(), hidden) for turn, parameters in self.trained.items()}
+        self.optimisers = {
+            turn: muon(parameters.values(), hidden, self.device.type) for turn, parameters in self.trained.items()
+        }
         self.average = {name: p.detach().clone() for name, p in self.trained["loss"].items()}
         self.step, self.minutes, self.skipped = 0, minutes, 0
         self.best, self.since_best = math.inf, 0
@@ -215,7 +218,7 @@ class Run:
         for number, (x, draws) in enumerate(batches, 1):
             waiting = self.accelerator.no_sync(self.parallel) if number < len(batches) else nullcontext()
             with waiting:
-                with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.bf16):
+                with autocast(self.device, self.config.bf16):
                     loss, terms = self.parallel(turn, x, draws, self.progress)
                 (loss / len(batches)).backward()
             for name, value in ({turn: loss.detach()} | terms).items():
@@ -264,7 +267,7 @@ class Run:
             journal.write(self.step, figures | state | timing)
 
     def _validate(self, journal: Journal | None) -> None:
-        with self._averaged(), torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.bf16):
+        with self._averaged(), autocast(self.device, self.config.bf16):
             figures, x_hat = validate(self.stage, self.validation)
         self.measured = figures
         if self.stage.comparable:
