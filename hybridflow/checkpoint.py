@@ -123,14 +123,15 @@ def split_parts(weights: str | Path, out: Path, names: Iterable[str]) -> list[Pa
 
 
 def _half_bytes(weights: Iterable[Tensor]) -> int:
-    """What tensors take in a file that `save_half` writes, without its header."""
+    """What tensors take in half precision, integers as they are."""
     return sum(value.numel() * (2 if value.is_floating_point() else value.element_size()) for value in weights)
 
 
 def save_half(path: str | Path, weights: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    """Write a safetensors file, floats in half precision, integers as they are, without `CONSTANTS`."""
+    """Write a safetensors file, floats in half precision, integers and what only training reads as they are (the
+    codebook's sums can be larger than half precision holds), without `CONSTANTS`."""
     half = {
-        key: (value.half() if value.is_floating_point() else value).contiguous()
+        key: (value.half() if value.is_floating_point() and not key.startswith(TRAINING_ONLY) else value).contiguous()
         for key, value in weights.items()
         if not key.endswith(CONSTANTS)
     }

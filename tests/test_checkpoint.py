@@ -168,13 +168,15 @@ def test_no_file_of_a_part_of_base_is_too_large(tmp_path):
 
 def test_parts_of_a_run_are_split_and_loaded_from_their_folder(tmp_path):
     source, target = random_model(0), random_model(1)
+    source.codebook.average_sum.mul_(1e6)  # as of a large batch: more than half precision holds
     save_file(source.state_dict(), tmp_path / "weights.safetensors")
     split_parts(tmp_path / "weights.safetensors", tmp_path / "parts", ["codebook", "predictor"])
     before = target.pixel_decoder.state_dict()["head.1.0.weight"].clone()
     load_parts(tmp_path / "parts", target)
     for name in ("codebook", "predictor"):
         for key, value in getattr(source, name).state_dict().items():
-            expected = value.half().float() if value.is_floating_point() else value
+            rounded = value.is_floating_point() and not key.startswith("average_")
+            expected = value.half().float() if rounded else value
             assert torch.equal(getattr(target, name).state_dict()[key], expected)
     assert torch.equal(target.pixel_decoder.state_dict()["head.1.0.weight"], before)
     with pytest.raises(CheckpointError, match="no part nonsense"):
