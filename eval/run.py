@@ -127,19 +127,21 @@ class Checkpoint:
         return load_codec(self.checkpoint, self.device, self.decoder)
 
     @property
-    def unusual(self) -> str:
-        """What of its settings is not as usual, in two words."""
+    def variant(self) -> tuple[str, str]:
+        """What its name and its title end in."""
         if self.effort:
-            return f"effort {self.effort}"
-        return "" if self.decoder == "fidelity" else f"{self.decoder} decoder"
+            return f"-effort-{self.effort}", f", effort {self.effort}"
+        if self.decoder != "fidelity":
+            return f"-{self.decoder}", f", {self.decoder} decoder"
+        return "", ""
 
     @property
     def name(self) -> str:
-        return "-".join([self.codec.name, *self.unusual.removesuffix(" decoder").split()])
+        return self.codec.name + self.variant[0]
 
     @property
     def title(self) -> str:
-        return ", ".join(filter(None, [f"HybridFlow {self.codec.name}", self.unusual]))
+        return f"HybridFlow {self.codec.name}" + self.variant[1]
 
     @property
     def description(self) -> str:
@@ -321,7 +323,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
 
     whole = whole_of(args.checkpoint, args.device, args.points, args.effort, args.decoder)
-    alone = args.no_ablations or whole.unusual
+    alone = args.no_ablations or args.effort or args.decoder != "fidelity"
     curves = [whole, *([] if alone else ablations_of(whole, args.mse))]
     return run(curves, args.data, args.output, f"{whole.codec.name}.csv", args.workers)
 

@@ -14,7 +14,7 @@ RATE = 0.01
 def moved(parameters, hidden, steps=1):
     """How steps along the same gradient change each parameter."""
     before = [parameter.detach().clone() for parameter in parameters]
-    optimiser = muon(parameters, hidden, "cpu")
+    optimiser = muon(parameters, hidden)
     for group in optimiser.param_groups:
         group["lr"] = RATE
     for _ in range(steps):

@@ -34,5 +34,5 @@ def test_muon_multiplies_in_what_the_processor_computes_in(has_bfloat16, monkeyp
     monkeypatch.setattr(timm.optim.muon, "zeropower_via_newtonschulz", zeropower)
     matrix = nn.Parameter(torch.zeros(4, 8))
     matrix.grad = torch.ones(4, 8)
-    muon([matrix], {matrix}, "cpu").step()
+    muon([matrix], {matrix}).step()
     assert seen == [torch.bfloat16 if has_bfloat16 else torch.float32]

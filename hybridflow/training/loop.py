@@ -107,9 +107,7 @@ class Run:
         self.stage.to(self.device, memory_format=torch.channels_last).train()
         self.trained = {turn: self.stage.parameters_of(turn) for turn in self.stage.turns}
         hidden = hidden_weights(self.stage, model.preset.num_codes)
-        self.optimisers = {
-            turn: muon(parameters.values(), hidden, self.device.type) for turn, parameters in self.trained.items()
-        }
+        self.optimisers = {turn: muon(parameters.values(), hidden) for turn, parameters in self.trained.items()}
         self.average = {name: p.detach().clone() for name, p in self.trained["loss"].items()}
         self.step, self.minutes, self.skipped = 0, minutes, 0
         self.best, self.since_best = math.inf, 0

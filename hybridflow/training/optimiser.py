@@ -21,12 +21,12 @@ def hidden_weights(model: nn.Module, num_codes: int) -> set[nn.Parameter]:
     return {layer.weight for layer in layers if len(layer.weight) not in (COLOURS, num_codes)}
 
 
-def muon(parameters: Iterable[nn.Parameter], hidden: set[nn.Parameter], device: str) -> Optimizer:
+def muon(parameters: Iterable[nn.Parameter], hidden: set[nn.Parameter]) -> Optimizer:
     """An optimiser that moves the `hidden` matrices along the nearest ones to their momentum whose singular values are
     all alike (Muon, Jordan et al., 2024; a kernel's positions count as inputs), by as much as AdamW would (Liu et al.,
     arXiv 2502.16982, section 2.2), and the other parameters by AdamW with Nesterov momentum.
 
-    The learning rate is left to be set at every step. `device` is "cpu" or "cuda".
+    The learning rate is left to be set at every step.
 
     Raises:
         TrainingError: timm, whose Muon it is, is not installed.
@@ -35,6 +35,7 @@ def muon(parameters: Iterable[nn.Parameter], hidden: set[nn.Parameter], device: 
     for parameter in parameters:
         groups[parameter not in hidden].append(parameter)
     timm_muon = needed("timm.optim.muon")
+    [device] = {parameter.device.type for group in groups for parameter in group}
     if not computes_in_bfloat16(device):  # what timm multiplies in, unasked
         float32 = partial(timm_muon.zeropower_via_newtonschulz, dtype=torch.float32)
         timm_muon.zeropower_via_newtonschulz = float32
