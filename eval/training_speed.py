@@ -9,6 +9,7 @@ all that the process holds, photos included. FLOPs are those of convolutions, ma
 and backward, without the optimiser's, which are the same for any batch.
 """
 
+import itertools
 import json
 import os
 import statistics
@@ -70,7 +71,7 @@ def measure(stage: str, preset: str, data: Path, steps: int, batch_share: int, d
         with FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION) as whole:
             run.train(ONE_STEP)
         with FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION) as moves:
-            for optimiser in run.optimisers.values():
+            for optimiser in itertools.chain(*run.optimisers.values()):
                 optimiser.step()
         _, cost = cost_of(run.train, device)
         lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()][2:]

@@ -1,12 +1,13 @@
 """Muon for hidden layers, AdamW for the rest."""
 
 import pytest
+import timm.optim.muon
 import torch
 from conftest import SMALL
 from torch import nn
 
 from hybridflow.model import HybridFlow
-from hybridflow.training.optimiser import ADAMW_SHARE, hidden_weights, muon
+from hybridflow.training.optimiser import ADAMW_SHARE, Muon, hidden_weights, optimisers
 
 RATE = 0.01
 
@@ -14,9 +15,9 @@ RATE = 0.01
 def moved(parameters, hidden, steps=1):
     """How steps along the same gradient change each parameter."""
     before = [parameter.detach().clone() for parameter in parameters]
-    optimiser = muon(parameters, hidden)
+    (optimiser,) = optimisers(parameters, hidden)
     for group in optimiser.param_groups:
-        group["lr"] = RATE
+        group["lr"] = group["share"] * RATE
     for _ in range(steps):
         optimiser.step()
     return [parameter.detach() - was for parameter, was in zip(parameters, before)]
@@ -50,6 +51,35 @@ def test_a_hidden_matrix_moves_in_all_directions_alike_and_by_as_much_as_by_adam
     assert values.max() < 2 * values.min()  # of the gradient: 3 to 6 times
     assert (matrix.grad.flatten(1) * change.flatten(1)).sum() < 0
     assert float(change.square().mean().sqrt()) == pytest.approx(0.2 * RATE, rel=0.3)
+
+
+def test_matrices_of_one_shape_move_together_as_they_do_alone():
+    torch.manual_seed(0)
+    shapes = [(16, 8, 3, 3), (16, 72), (24, 96), (16, 8, 3, 3)]
+    matrices = [with_gradient(*shape) for shape in shapes]
+    alone = [moved([matrix], {matrix}, steps=3)[0] for matrix in matrices]
+    timms = timm.optim.muon.Muon(matrices, lr=RATE, weight_decay=0.01, nesterov=True)
+    for matrix in matrices:
+        matrix.data.zero_()
+    for together, change in zip(moved(matrices, set(matrices), steps=3), alone):
+        torch.testing.assert_close(together, change, atol=1e-4, rtol=0)
+    for matrix in matrices:
+        matrix.data.zero_()
+    for _ in range(3):
+        timms.step()
+    for matrix, change in zip(matrices, alone):
+        torch.testing.assert_close(matrix.detach(), change, atol=2e-3, rtol=0)
+
+
+def test_a_weight_without_a_gradient_stays_and_state_is_kept():
+    torch.manual_seed(0)
+    still, matrix = nn.Parameter(torch.ones(4, 8)), with_gradient(4, 8)
+    first = Muon([{"params": [still, matrix], "lr": RATE}])
+    first.step()
+    assert torch.equal(still, torch.ones(4, 8)) and matrix.abs().min() > 0
+    second = Muon([{"params": [still, matrix], "lr": RATE}])
+    second.load_state_dict(first.state_dict())
+    assert torch.equal(second.state[matrix]["momentum"], first.state[matrix]["momentum"])
 
 
 def test_everything_else_moves_by_adamw_at_its_share():

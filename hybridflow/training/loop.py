@@ -26,7 +26,7 @@ from hybridflow.training.config import TrainConfig
 from hybridflow.training.data import PhotoSet
 from hybridflow.training.extra import needed
 from hybridflow.training.journal import Journal
-from hybridflow.training.optimiser import hidden_weights, muon
+from hybridflow.training.optimiser import hidden_weights, optimisers
 from hybridflow.training.saving import replace_atomically
 from hybridflow.training.stages import STAGES
 from hybridflow.training.validation import validate
@@ -107,7 +107,7 @@ class Run:
         self.stage.to(self.device, memory_format=torch.channels_last).train()
         self.trained = {turn: self.stage.parameters_of(turn) for turn in self.stage.turns}
         hidden = hidden_weights(self.stage, model.preset.num_codes)
-        self.optimisers = {turn: muon(parameters.values(), hidden) for turn, parameters in self.trained.items()}
+        self.optimisers = {turn: optimisers(found.values(), hidden) for turn, found in self.trained.items()}
         self.average = {name: p.detach().clone() for name, p in self.trained["loss"].items()}
         self.step, self.minutes, self.skipped = 0, minutes, 0
         self.best, self.since_best = math.inf, 0
@@ -184,14 +184,16 @@ class Run:
         self.stage.prepare(self.progress)
         rate = self._learning_rate()
         terms = {"learning_rate": rate}
-        for turn, optimiser in self.optimisers.items():
-            for group in optimiser.param_groups:
-                group["lr"] = rate
-            optimiser.zero_grad(set_to_none=True)
+        for turn, optimisers_of_turn in self.optimisers.items():
+            for optimiser in optimisers_of_turn:
+                for group in optimiser.param_groups:
+                    group["lr"] = group["share"] * rate
+                optimiser.zero_grad(set_to_none=True)
             terms |= self._backward(turn, batches)
             gradient = nn.utils.clip_grad_norm_(self.trained[turn].values(), self.config.clip)
             if torch.isfinite(gradient):
-                optimiser.step()
+                for optimiser in optimisers_of_turn:
+                    optimiser.step()
             else:
                 self.skipped += 1
             terms["gradient" if turn == "loss" else f"{turn}_gradient"] = gradient
@@ -314,7 +316,7 @@ class Run:
             "parts": self.parts,
             "stage": self.stage.state_dict(),
             "average": self.average,
-            "optimisers": {turn: optimiser.state_dict() for turn, optimiser in self.optimisers.items()},
+            "optimisers": {turn: [each.state_dict() for each in found] for turn, found in self.optimisers.items()},
             "step": self.step,
             "minutes": self.minutes,
             "skipped": self.skipped,
@@ -337,8 +339,9 @@ class Run:
             mend = "resume with its own, which stand in its config.yaml, or name another folder by --out"
             raise TrainingError(f"{self.out} holds a run of another preset or adversarial_weight: {mend}") from None
         self.average = {name: value.to(self.device) for name, value in state["average"].items()}
-        for turn, optimiser in self.optimisers.items():
-            optimiser.load_state_dict(state["optimisers"][turn])
+        for turn, found in self.optimisers.items():
+            for optimiser, saved in zip(found, state["optimisers"][turn]):
+                optimiser.load_state_dict(saved)
         for name in ("parts", "step", "minutes", "skipped", "best", "since_best", "totals"):
             setattr(self, name, state[name])
 

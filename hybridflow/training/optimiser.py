@@ -1,7 +1,7 @@
 """What moves the weights: Muon for the matrices of hidden layers, AdamW for everything else."""
 
+from collections import defaultdict
 from collections.abc import Iterable
-from functools import partial
 
 import torch
 from torch import nn
@@ -13,6 +13,7 @@ from hybridflow.training.extra import needed
 COLOURS = 3
 ADAMW_SHARE = 0.5
 """AdamW's learning rate over Muon's."""
+WEIGHT_DECAY = 0.01
 
 
 def hidden_weights(model: nn.Module, num_codes: int) -> set[nn.Parameter]:
@@ -21,28 +22,71 @@ def hidden_weights(model: nn.Module, num_codes: int) -> set[nn.Parameter]:
     return {layer.weight for layer in layers if len(layer.weight) not in (COLOURS, num_codes)}
 
 
-def muon(parameters: Iterable[nn.Parameter], hidden: set[nn.Parameter]) -> Optimizer:
-    """An optimiser that moves the `hidden` matrices along the nearest ones to their momentum whose singular values are
-    all alike (Muon, Jordan et al., 2024; a kernel's positions count as inputs), by as much as AdamW would (Liu et al.,
-    arXiv 2502.16982, section 2.2), and the other parameters by AdamW with Nesterov momentum.
+class Muon(Optimizer):
+    """Moves matrices along the nearest ones to their momentum whose singular values are all alike (Muon, Jordan et al.,
+    2024; a kernel's positions count as inputs), by as much as AdamW would (Liu et al., arXiv 2502.16982, section 2.2).
 
-    The learning rate is left to be set at every step.
+    Those of one shape go together. One after the other, as timm's own go, they are most of the operators of a training
+    step, and a GPU waits for those to be launched.
 
     Raises:
-        TrainingError: timm, whose Muon it is, is not installed.
+        TrainingError: timm, whose iteration it is, is not installed.
+    """
+
+    def __init__(self, weights: Iterable, momentum: float = 0.95) -> None:
+        super().__init__(weights, {"lr": 0.0, "momentum": momentum})
+        self.timm = needed("timm.optim.muon")
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """Along the gradients that there are."""
+        for group in self.param_groups:
+            weights = [weight for weight in group["params"] if weight.grad is not None]
+            if not weights:
+                continue
+            gradients = [weight.grad for weight in weights]
+            for weight in weights:
+                if not self.state[weight]:
+                    self.state[weight]["momentum"] = torch.zeros_like(weight)
+            momenta = [self.state[weight]["momentum"] for weight in weights]
+            torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
+            updates = torch._foreach_lerp(gradients, momenta, group["momentum"])  # Nesterov's
+            torch._foreach_mul_(weights, 1 - group["lr"] * WEIGHT_DECAY)
+            alike = defaultdict(list)
+            for weight, update in zip(weights, updates):
+                alike[update.flatten(1).shape].append((weight, update))
+            for shape, pairs in alike.items():
+                directions = self._orthogonal(torch.stack([update.flatten(1) for _, update in pairs]))
+                moves = [direction.view_as(weight) for direction, (weight, _) in zip(directions, pairs)]
+                scale = self.timm.get_lr_scale(shape, "match_rms_adamw")
+                torch._foreach_add_([weight for weight, _ in pairs], moves, alpha=-group["lr"] * scale)
+
+    def _orthogonal(self, matrices: torch.Tensor) -> torch.Tensor:
+        """(N,rows,columns) -> as they are, but with singular values near 1."""
+        bf16 = computes_in_bfloat16(matrices.device.type)
+        coefficients = self.timm._COEFFICIENTS["quintic"]
+        found = self.timm.zeropower_via_newtonschulz(
+            matrices, len(coefficients), coefficients, dtype=torch.bfloat16 if bf16 else torch.float32
+        )
+        return found.to(matrices.dtype).contiguous()
+
+
+def optimisers(parameters: Iterable[nn.Parameter], hidden: set[nn.Parameter]) -> list[Optimizer]:
+    """Muon for the `hidden` matrices, AdamW with Nesterov momentum for the other parameters, whichever there are.
+
+    A group's learning rate, to be set at every step, is its "share" of the schedule's.
+
+    Raises:
+        TrainingError: timm is not installed.
     """
     groups = [], []
     for parameter in parameters:
         groups[parameter not in hidden].append(parameter)
-    timm_muon = needed("timm.optim.muon")
-    [device] = {parameter.device.type for group in groups for parameter in group}
-    if not computes_in_bfloat16(device):  # what timm multiplies in, unasked
-        float32 = partial(timm_muon.zeropower_via_newtonschulz, dtype=torch.float32)
-        timm_muon.zeropower_via_newtonschulz = float32
-    return timm_muon.Muon(
-        [{"params": groups[0], "use_muon": True}, {"params": groups[1], "use_fallback": True}],
-        weight_decay=0.01,
-        nesterov=True,
-        betas=(0.9, 0.98),
-        fallback_lr_scale=ADAMW_SHARE,
-    )
+    found: list[Optimizer] = []
+    if groups[0]:
+        found.append(Muon([{"params": groups[0], "share": 1.0}]))
+    if groups[1]:
+        adamw = needed("timm.optim.nadamw").NAdamW
+        others = [{"params": groups[1], "share": ADAMW_SHARE}]
+        found.append(adamw(others, betas=(0.9, 0.98), eps=1e-7, weight_decay=WEIGHT_DECAY))
+    return found
