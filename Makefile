@@ -23,7 +23,7 @@ test: $(VENV)/installed-all
 kodak cid22val: $(VENV)/installed-all
 	$(RUN) -m eval.datasets $@ $(DATA)
 	$(RUN) -m eval.vgg
-	$(RUN) -m eval.run --data $(DATA) --checkpoint tiny --workers $(WORKERS) -o build/results/$@
+	$(RUN) -m eval.run --data $(DATA) --workers $(WORKERS) -o build/results/$@
 	$(RUN) -m eval.baselines --data $(DATA) --workers $(WORKERS) -o build/results/$@
 	$(RUN) -m eval.readme build/results/$@
 

@@ -146,7 +146,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
 
     codec = hybridflow.load(args.checkpoint)
-    floats = floats_of(codec.model, study.ablation_file(args, codec))
+    floats = floats_of(codec.model, study.baselines_file(args))
     photos, listed = study.open_photos(args.data, codec)
     tables = {"bytes": bytes_at_points(photos, floats), "readings": readings(photos)}
     study.publish(args.output, photos, tables)

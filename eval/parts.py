@@ -253,7 +253,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
 
     codec = hybridflow.load(args.checkpoint, device=args.device)
-    ablations = read_ablations(codec, study.ablation_file(args, codec))
+    ablations = read_ablations(codec, study.baselines_file(args))
     photos, listed = study.open_photos(args.data, codec, ablations)
     study.publish(args.output, photos, measure_parts(photos, args.qualities), point="{}:{}".format(*USUAL))
     return command.exit_code(listed, len(photos))

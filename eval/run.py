@@ -45,10 +45,9 @@ from hybridflow.ablation import Ablations
 from hybridflow.checkpoint import PERCEPTUAL, released
 from hybridflow.codec import Codec
 from hybridflow.container import QUALITIES
-from hybridflow.errors import CheckpointError
 from hybridflow.image_io import read_image
 from hybridflow.masking import SCHEDULES
-from hybridflow.weights import DECODERS, weight_file
+from hybridflow.weights import DECODERS, DEFAULT, ablation_file, checkpoint_file
 
 USUAL_POINTS = 8
 """Of a checkpoint's operating points, measured unless others are named: evenly spread from the lowest rate up."""
@@ -242,18 +241,6 @@ def ablation_points(ablation: str, points: Sequence[Point]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(map(str, points)))
 
 
-def ablation_file(codec: Codec, checkpoint: str) -> Path | None:
-    """NAME-ablation.safetensors beside the checkpoint; None if there is none."""
-    name = f"{codec.name}-ablation.safetensors"
-    if Path(checkpoint).suffix:
-        path = Path(checkpoint).with_name(name)
-        return path if path.exists() else None
-    try:
-        return weight_file(name)
-    except CheckpointError:
-        return None
-
-
 def whole_of(checkpoint: str, device: str, points: Sequence[Point] | None, effort: int, decoder: str) -> Checkpoint:
     """The checkpoint at the points that are named, or its usual ones."""
     points = points or spread(load_codec(checkpoint, device, decoder).operating_points, USUAL_POINTS)
@@ -266,9 +253,10 @@ def ablations_of(whole: Checkpoint, mse: Path | None) -> list[Ablated]:
     Args:
         mse: a run of the baseline stage, trained for rate + MSE.
     """
-    beside = ablation_file(whole.codec, whole.checkpoint)
-    if beside is None:
-        print(f"no {whole.name}-ablation.safetensors: each stream alone is left out", file=sys.stderr)
+    beside = ablation_file(checkpoint_file(whole.checkpoint))
+    if not beside.is_file():
+        print(f"no {beside.name}: each stream alone is left out", file=sys.stderr)
+        beside = None
     points = [Point.parse(point) for point in whole.points]
     curves = []
     for name, ablation in ABLATIONS.items():
@@ -290,7 +278,7 @@ def ablations_of(whole: Checkpoint, mse: Path | None) -> list[Ablated]:
 def main(argv: list[str] | None = None) -> int:
     parser = command.parser("run", __doc__)
     add_arguments(parser)
-    parser.add_argument("--checkpoint", default="tiny", help="a preset's name or a .safetensors file (%(default)s)")
+    parser.add_argument("--checkpoint", default=DEFAULT, help="a preset's name or a .safetensors file (%(default)s)")
     parser.add_argument(
         "--points",
         type=Point.parse,

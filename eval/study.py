@@ -14,22 +14,22 @@ from eval.photo import Photo
 from hybridflow.ablation import Ablations
 from hybridflow.codec import Codec
 from hybridflow.errors import ImageError
-from hybridflow.weights import weight_file
+from hybridflow.weights import DEFAULT, ablation_file, checkpoint_file
 
 Rows = list[dict[str, str | float]]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="folder of images")
-    parser.add_argument("--checkpoint", default="tiny", help="a preset's name or a .safetensors file (%(default)s)")
+    parser.add_argument("--checkpoint", default=DEFAULT, help="a preset's name or a .safetensors file (%(default)s)")
     parser.add_argument(
         "--ablations", type=Path, metavar="FILE", help="the file beside it (NAME-ablation.safetensors, as shipped)"
     )
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="JSON")
 
 
-def ablation_file(args: argparse.Namespace, codec: Codec) -> Path:
-    return args.ablations or weight_file(f"{codec.name}-ablation.safetensors")
+def baselines_file(args: argparse.Namespace) -> Path:
+    return args.ablations or ablation_file(checkpoint_file(args.checkpoint))
 
 
 def open_photos(folder: Path, codec: Codec, ablations: Ablations | None = None) -> tuple[list[Photo], int]:

@@ -1,6 +1,6 @@
 """HybridFlow: extreme low-bitrate image compression with a masked codebook and a continuous stream.
 
-    codec = hybridflow.load("tiny")
+    codec = hybridflow.load()
     data = codec.encode("photo.jpg", bpp=0.03)
     codec.decode(data).save("photo.png")
 """

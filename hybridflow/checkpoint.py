@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from hybridflow.errors import CheckpointError
 from hybridflow.model import HybridFlow, Preset
+from hybridflow.weights import ablation_file, perceptual_file
 
 TRAINING_ONLY = ("codebook.average_", "codebook.started")
 CONSTANTS = ("bound",)
@@ -61,11 +62,18 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise CheckpointError(f"{path}: cannot be read as safetensors ({error}): name a checkpoint file") from None
 
 
+def read_metadata(path: str | Path) -> dict[str, str]:
+    """Metadata alone of a safetensors file that can be read."""
+    with safe_open(str(path), framework="pt") as file:
+        return file.metadata() or {}
+
+
 def load_parts(path: str | Path, *owners: nn.Module) -> set[str]:
     """Load whichever parts of the owners are there, each part whole.
 
     Args:
-        path: a safetensors file, or a folder of them (see `split_parts`).
+        path: a safetensors file, or a folder of them (see `split_parts`). Of a release, what lies in the files beside
+            it is loaded with it.
 
     Returns:
         The names of the parts that were loaded.
@@ -73,7 +81,11 @@ def load_parts(path: str | Path, *owners: nn.Module) -> set[str]:
     Raises:
         CheckpointError: a part's weights do not fit, or none of the parts is there.
     """
-    files = sorted(Path(path).glob("*.safetensors")) if Path(path).is_dir() else [Path(path)]
+    path = Path(path)
+    if path.is_dir():
+        files = sorted(path.glob("*.safetensors"))
+    else:
+        files = [path, *filter(Path.is_file, (ablation_file(path), perceptual_file(path)))]
     weights = {key: value for file in files for key, value in read_weights(file)[0].items()}
     loaded = set()
     for owner in owners:

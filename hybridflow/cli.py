@@ -20,7 +20,7 @@ from hybridflow.container import QUALITIES, looks_like_file, unpack
 from hybridflow.errors import HybridFlowError
 from hybridflow.image_io import encode_image, read_image, refuse_overwrite, write_atomic, write_image
 from hybridflow.side_by_side import side_by_side
-from hybridflow.weights import DECODERS
+from hybridflow.weights import DECODERS, DEFAULT
 
 TRAINING = {
     "train": "train one stage of a model",
@@ -393,7 +393,7 @@ def _add_files(parser: argparse.ArgumentParser, what: str) -> None:
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
     weights = parser.add_mutually_exclusive_group()
-    weights.add_argument("--preset", default="tiny", metavar="NAME", help="shipped weights (default: %(default)s)")
+    weights.add_argument("--preset", default=DEFAULT, metavar="NAME", help="shipped weights (default: %(default)s)")
     weights.add_argument("--checkpoint", metavar="FILE", help="weights of your own, a .safetensors file")
     parser.add_argument(
         "--device", default="cpu", choices=("cpu", "cuda"), help="where the networks run (default: %(default)s)"

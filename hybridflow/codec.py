@@ -7,13 +7,13 @@ from pathlib import Path
 import torch.nn.functional as F
 from PIL import Image
 
-from hybridflow.checkpoint import load_perceptual, load_release, model_id
+from hybridflow.checkpoint import load_perceptual, load_release, model_id, read_metadata
 from hybridflow.container import QUALITIES, Header, pack, unpack
 from hybridflow.errors import FormatError, HybridFlowError, ModelMismatchError
 from hybridflow.image_io import image_to_tensor, read_image, tensor_to_image
 from hybridflow.masking import SCHEDULES
 from hybridflow.model import Analysed, HybridFlow
-from hybridflow.weights import DECODERS, perceptual_file, weight_file, weights_folder
+from hybridflow.weights import DECODERS, DEFAULT, checkpoint_file, perceptual_file, weight_file, weights_folder
 
 STRIDE = 16
 
@@ -24,7 +24,12 @@ def available() -> list[str]:
     return [name for name in names if not name.endswith(("-ablation", "-perceptual", "features"))]
 
 
-def load(name: str | Path = "tiny", device: str = "cpu", decoder: str = "fidelity") -> "Codec":
+def shipped_id(name: str) -> str | None:
+    """Hex digits of the model id of a shipped preset, by its metadata, which `export` writes."""
+    return read_metadata(weight_file(f"{name}.safetensors")).get("model_id")
+
+
+def load(name: str | Path = DEFAULT, device: str = "cpu", decoder: str = "fidelity") -> "Codec":
     """A codec with trained weights.
 
     Args:
@@ -40,8 +45,7 @@ def load(name: str | Path = "tiny", device: str = "cpu", decoder: str = "fidelit
     """
     if decoder not in DECODERS:
         raise HybridFlowError(f"there is no decoder {decoder!r}: choose one of {', '.join(DECODERS)}")
-    shipped = isinstance(name, str) and not Path(name).suffix
-    path = weight_file(f"{name}.safetensors") if shipped else Path(name)
+    path = checkpoint_file(name)
     model, metadata = load_release(path)
     if decoder == "perceptual":
         load_perceptual(perceptual_file(path), model)
@@ -190,10 +194,11 @@ class Codec:
     def _open(self, data: bytes, check: bool = True) -> tuple[Header, bytes]:
         header, stream = unpack(data, check=check)
         if header.model_id != self._id:
-            raise ModelMismatchError(
-                f"the file was made by model {header.model_id.hex()}, this is {self.name} ({self.model_id}): "
-                "name the checkpoint that made it with --checkpoint"
-            )
+            made_by = header.model_id.hex()
+            maker = next((name for name in available() if shipped_id(name) == made_by), None)
+            mend = f"choose preset {maker}" if maker else "name the checkpoint that made it with --checkpoint"
+            ours = f"{self.name} ({self.model_id})"
+            raise ModelMismatchError(f"the file was made by model {made_by}, this is {ours}: {mend}")
         return header, stream
 
     def analyse(self, picture: Image.Image) -> Analysed:

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hybridflow.losses import L1_WEIGHT, LPIPS_WEIGHT
+from hybridflow.losses import LPIPS_WEIGHT, pixel_errors
 from hybridflow.masking import REGION
 from hybridflow.metrics import load_lpips
 from hybridflow.region_prior import RegionPrior
@@ -23,8 +23,7 @@ def error_map(x: Tensor, x_hat: Tensor, lpips: torch.nn.Module) -> Tensor:
     height, width = x.shape[-2:]
     pad = (0, max(32 - width, 0), 0, max(32 - height, 0))  # AlexNet's strides leave nothing of less
     x, x_hat = (F.pad(image, pad, mode="replicate") for image in (x, x_hat))
-    l1 = (x - x_hat).abs().mean(1, keepdim=True)
-    errors = L1_WEIGHT * l1 + LPIPS_WEIGHT * lpips(2 * x - 1, 2 * x_hat - 1)
+    errors = pixel_errors(x, x_hat).mean(1, keepdim=True) + LPIPS_WEIGHT * lpips(2 * x - 1, 2 * x_hat - 1)
     return errors[..., :height, :width]
 
 

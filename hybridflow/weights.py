@@ -5,6 +5,9 @@ from pathlib import Path
 
 from hybridflow.errors import CheckpointError
 
+DEFAULT = "base"
+"""The shipped preset that is taken where none is named."""
+
 DECODERS = ("fidelity", "perceptual")
 """What turns a file into pixels: the second lies in a weight file of its own, and invents texture."""
 
@@ -17,9 +20,24 @@ def weights_folder() -> Path:
         return Path(__file__).resolve().parent.parent / "checkpoints"
 
 
+def checkpoint_file(name: str | Path) -> Path:
+    """Where a checkpoint lies: a shipped preset's, or one's own, whose path ends in a suffix.
+
+    Raises:
+        CheckpointError: no preset of that name is shipped.
+    """
+    shipped = isinstance(name, str) and not Path(name).suffix
+    return weight_file(f"{name}.safetensors") if shipped else Path(name)
+
+
 def perceptual_file(checkpoint: Path) -> Path:
     """Where the perceptual decoder of a checkpoint lies: beside `NAME.safetensors`, `NAME-perceptual.safetensors`."""
     return checkpoint.with_name(f"{checkpoint.stem}-perceptual.safetensors")
+
+
+def ablation_file(checkpoint: Path) -> Path:
+    """Where lies what only comparisons and training read of a checkpoint: beside it, `NAME-ablation.safetensors`."""
+    return checkpoint.with_name(f"{checkpoint.stem}-ablation.safetensors")
 
 
 def weight_file(name: str) -> Path:

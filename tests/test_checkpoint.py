@@ -120,19 +120,21 @@ def test_parts_load_each_whole_into_whoever_owns_them(model, tmp_path):
     assert torch.equal(target.pixel_decoder.head[-1].weight, untouched)
 
 
-def test_training_goes_on_from_the_folder_of_a_release(model, tmp_path):
+@pytest.mark.parametrize("init", ["", "a.safetensors"])
+def test_training_goes_on_from_a_release(init, model, tmp_path):
     """The floats that its integers were frozen from lie in the ablation file."""
     save_release(tmp_path / "a.safetensors", model, {})
     save_ablation(tmp_path / "a-ablation.safetensors", model, Ablations(SMALL), ["blind_predictor"])
     target = HybridFlow(SMALL)
-    load_parts(tmp_path, target, Ablations(SMALL))
+    assert "blind_predictor" in load_parts(tmp_path / init, target, Ablations(SMALL))
     own = model.state_dict()
     for key, value in target.state_dict().items():
         if not key.startswith("codebook.") and not key.endswith("bound"):
             assert torch.equal(value, own[key].half().float() if own[key].dtype == torch.float32 else own[key]), key
     assert model_id(target) == model_id(load_release(tmp_path / "a.safetensors")[0])
+    (tmp_path / "a-ablation.safetensors").unlink()
     with pytest.raises(CheckpointError, match="hyper_synthesis"):
-        load_parts(tmp_path / "a.safetensors", HybridFlow(SMALL))
+        load_parts(tmp_path / init, HybridFlow(SMALL))
 
 
 def test_parts_that_were_never_frozen_load(model, tmp_path):

@@ -290,7 +290,7 @@ def test_an_empty_folder(run, tmp_path, capsys):
         ["--schedule", "half"],
         ["--bpp", "0.1", "--quality", "3"],
         ["--bpp", "0.1", "--bytes", "300"],
-        ["--preset", "base", "--checkpoint", "file"],
+        ["--preset", "tiny", "--checkpoint", "file"],
         ["--device", "abacus"],
         ["--decoder", "perceptual"],
         ["other.jpg", "-o", "-"],

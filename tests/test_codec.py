@@ -10,7 +10,7 @@ from PIL import Image
 
 import hybridflow
 from hybridflow.checkpoint import load_release, model_id
-from hybridflow.codec import Codec
+from hybridflow.codec import Codec, available, shipped_id
 from hybridflow.errors import CheckpointError, FormatError, HybridFlowError, ModelMismatchError
 from hybridflow.masking import SCHEDULES
 from hybridflow.weights import perceptual_file
@@ -132,8 +132,21 @@ def test_a_file_of_another_checkpoint(codec, other_checkpoint_path, picture):
     data = other.encode(picture)
     assert other.model_id != codec.model_id
     for read in (codec.decode, codec.info):
-        with pytest.raises(ModelMismatchError, match=other.model_id):
+        with pytest.raises(ModelMismatchError, match=f"{other.model_id}.*--checkpoint"):
             read(data)
+
+
+def test_a_file_of_another_shipped_preset_names_it(codec, picture, monkeypatch):
+    monkeypatch.setattr(codec, "_id", bytes.fromhex(shipped_id("tiny")))
+    data = codec.encode(picture)
+    monkeypatch.undo()
+    with pytest.raises(ModelMismatchError, match="choose preset tiny$"):
+        codec.decode(data)
+
+
+@pytest.mark.parametrize("name", available())
+def test_shipped_weights_are_those_that_their_metadata_names(name):
+    assert hybridflow.load(name).model_id == shipped_id(name)
 
 
 def test_the_model_id_covers_what_makes_bits_and_nothing_else(checkpoint_path):

@@ -7,8 +7,9 @@ import torch
 
 from hybridflow.draws import Draws
 from hybridflow.losses import (
-    L1_WEIGHT,
+    CHARBONNIER_WEIGHT,
     LPIPS_WEIGHT,
+    MSE_WEIGHT,
     PEAKS_WEIGHT,
     RATE_WEIGHT_HIGHEST_QUALITY,
     RATE_WEIGHT_LOWEST_QUALITY,
@@ -17,6 +18,7 @@ from hybridflow.losses import (
     bits,
     masked_accuracy,
     masked_cross_entropy,
+    pixel_errors,
     rate_weight,
 )
 
@@ -89,13 +91,23 @@ def test_distortion_is_positive_weighted_and_differentiable(distortion):
     x_hat = (x + 0.1 * torch.randn_like(x)).requires_grad_()
     values, terms = distortion(x, x_hat, DRAWS)
     assert values.shape == (2,) and (values > 0).all()
-    assert float(terms["l1"]) == pytest.approx(float((x - x_hat).detach().abs().mean()))
-    weights = {"l1": L1_WEIGHT, "lpips": LPIPS_WEIGHT, "uneven": UNEVEN_WEIGHT, "peaks": PEAKS_WEIGHT}
+    assert float(terms["pixels"]) == pytest.approx(float(pixel_errors(x, x_hat).detach().mean()))
+    weights = {"pixels": 1, "lpips": LPIPS_WEIGHT, "uneven": UNEVEN_WEIGHT, "peaks": PEAKS_WEIGHT}
     expected = sum(weight * terms[name] for name, weight in weights.items())
     torch.testing.assert_close(values.mean().detach(), expected)
     values.sum().backward()
     assert (x_hat.grad.abs().flatten(1).sum(1) > 0).all()
     assert all(parameter.grad is None for parameter in distortion.parameters())
+
+
+def test_pixel_errors_are_l1_and_squared_error_but_smooth_at_zero():
+    x = torch.zeros(3, requires_grad=True)
+    x_hat = torch.tensor([0.0, 0.5, -0.1])
+    errors = pixel_errors(x, x_hat)
+    expected = CHARBONNIER_WEIGHT * x_hat.abs() + MSE_WEIGHT * x_hat.square()
+    torch.testing.assert_close(errors, expected, atol=CHARBONNIER_WEIGHT * 1e-3, rtol=0)
+    errors.sum().backward()
+    assert x.grad[0] == 0 and x.grad[1] < 0 < x.grad[2]
 
 
 def test_a_baseline_trains_for_the_squared_error_alone():

@@ -129,7 +129,7 @@ def test_parts_of_a_batch_add_up_to_the_whole(folder, every_part, tmp_path):
         run("correction", folder, tmp_path / str(parts), every_part, settings | {"accumulate": parts}).train()
     whole, parts = curve(tmp_path / "1"), curve(tmp_path / "2")
     for line, other in zip(whole, parts):
-        assert (other["l1"], other["lpips"]) == pytest.approx((line["l1"], line["lpips"]), abs=1e-5)
+        assert (other["pixels"], other["lpips"]) == pytest.approx((line["pixels"], line["lpips"]), abs=1e-5)
     with pytest.raises(TrainingError, match="batch=4"):
         run("correction", folder, tmp_path / "3", every_part, settings | {"accumulate": 3})
 

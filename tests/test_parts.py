@@ -131,6 +131,7 @@ def test_the_command_writes_every_table(codec, ablations, folder, tmp_path, monk
 
 def test_missing_baselines_are_one_line_of_error(codec, folder, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(hybridflow, "load", lambda *_, **__: codec)
-    assert main(["--data", str(folder), "-o", str(tmp_path / "parts.json")]) == 2
+    checkpoint = str(tmp_path / "small.safetensors")
+    assert main(["--data", str(folder), "--checkpoint", checkpoint, "-o", str(tmp_path / "parts.json")]) == 2
     assert "small-ablation.safetensors" in capsys.readouterr().err
     assert not (tmp_path / "parts.json").exists()

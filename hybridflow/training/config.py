@@ -36,7 +36,7 @@ class TrainConfig:
         commitment_weight, quantise_from: of the tokenizer; the quantiser joins after this share of the stage.
         adversarial_weight, adversarial_from: of a discriminator in the tokenizer and perceptual stages, over the weight
             at which it pulls as the distortion does; it joins after this share of the stage.
-        mse_weight: of the baseline stage: this much of the mean squared error takes the place of L1 + LPIPS, if it
+        mse_weight: of the baseline stage: this much of the mean squared error takes the place of the distortion, if it
             is not 0.
         index_weight: of predictor and index prior bits in the joint stages.
         ema_decay: of the averaged weights that are evaluated and exported.

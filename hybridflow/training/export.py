@@ -19,13 +19,13 @@ from hybridflow.checkpoint import (
 )
 from hybridflow.container import QUALITIES
 from hybridflow.errors import TrainingError
-from hybridflow.losses import L1_WEIGHT, LPIPS_WEIGHT
+from hybridflow.losses import LPIPS_WEIGHT, pixel_errors
 from hybridflow.masking import UNIFORM_SCHEDULES
 from hybridflow.metrics import load_lpips
 from hybridflow.model import HybridFlow
 from hybridflow.training.data import PhotoSet
 from hybridflow.training.freeze import COUNT, freeze
-from hybridflow.weights import perceptual_file
+from hybridflow.weights import ablation_file, perceptual_file
 
 LARGEST_RELEASE = 66 * 10**6
 """Bytes of weights that a checkpoint may take, without the perceptual decoder."""
@@ -73,7 +73,7 @@ def _pareto_front(points: list[tuple[float, float, tuple[int, str]]]) -> list[tu
 
 
 def _distortion(x: Tensor, x_hat: Tensor, lpips: torch.nn.Module) -> float:
-    return float(L1_WEIGHT * (x - x_hat).abs().mean() + LPIPS_WEIGHT * lpips(2 * x - 1, 2 * x_hat - 1))
+    return float(pixel_errors(x, x_hat).mean() + LPIPS_WEIGHT * lpips(2 * x - 1, 2 * x_hat - 1))
 
 
 def export(weights: Path, preset: str, out: Path, name: str, photos: PhotoSet, count: int = 24) -> list[Path]:
@@ -102,10 +102,11 @@ def export(weights: Path, preset: str, out: Path, name: str, photos: PhotoSet, c
     model.half().float().eval()  # the points are chosen for what will be loaded
     points = choose_operating_points(model, photos, count)
     out.mkdir(parents=True, exist_ok=True)
-    paths = [out / f"{name}.safetensors", out / f"{name}-ablation.safetensors"]
+    checkpoint = out / f"{name}.safetensors"
+    paths = [checkpoint, ablation_file(checkpoint)]
     save_release(paths[0], model, {"operating_points": json.dumps(points), "model_id": model_id(model).hex()})
     save_ablation(paths[1], model, ablations, loaded)
     if "perceptual" in loaded:
-        paths.append(perceptual_file(paths[0]))
+        paths.append(perceptual_file(checkpoint))
         save_perceptual(paths[-1], model)
     return paths

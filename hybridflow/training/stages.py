@@ -53,7 +53,7 @@ class Stage(nn.Module):
         adversarial: whether it trains the pixel decoder against a discriminator where the configuration wants one.
         takes_mse: whether the configuration may have it trained for the mean squared error.
         decoder: what it decodes with, one of `hybridflow.weights.DECODERS`.
-        turns: methods like `loss`, which a step calls one after the other, each with an optimiser of its own for
+        turns: methods like `loss`, which a step calls one after the other, each with optimisers of its own for
             `parameters_of` it.
 
     Raises:
@@ -97,7 +97,7 @@ class Stage(nn.Module):
         return getattr(self, turn)(x, draws, progress)
 
     def parameters_of(self, turn: str) -> dict[str, nn.Parameter]:
-        """What the optimiser of one of `turns` moves, by name."""
+        """What the optimisers of one of `turns` move, by name."""
         return {
             name: parameter
             for name, parameter in self.named_parameters()
@@ -172,7 +172,7 @@ class Stage(nn.Module):
 
 
 class Tokenizer(Stage):
-    """E_vq, codebook and D_vq: L1 + LPIPS + commitment, and a discriminator if `adversarial_weight` says so. The
+    """E_vq, codebook and D_vq: distortion + commitment, and a discriminator if `adversarial_weight` says so. The
     quantiser joins after `quantise_from` of the stage."""
 
     trained = ("codebook_encoder", "codebook", "pixel_decoder")
@@ -220,7 +220,7 @@ class Tokenizer(Stage):
 
 class Continuous(Stage):
     """E_c, which starts from E_vq, its entropy model, and the light synthesis, a replica that starts from D_vq:
-    rate + L1 + LPIPS."""
+    rate + distortion."""
 
     trained = ("continuous", "light_synthesis")
 
@@ -256,7 +256,7 @@ class Continuous(Stage):
 
 class Baseline(Continuous):
     """The continuous stream alone, with a decoder of the hybrid's cost, from all that the hybrid knows:
-    rate + L1 + LPIPS, or rate + MSE if `mse_weight` says so. It is what the hybrid has to beat."""
+    rate + distortion, or rate + MSE if `mse_weight` says so. It is what the hybrid has to beat."""
 
     trained = ("continuous_alone", "continuous_decoder")
     reads = ("codebook", "pixel_decoder", "continuous", "correction")
@@ -341,7 +341,7 @@ class Merged(NamedTuple):
 
 
 class CorrectionStage(Stage):
-    """D_corr and its joins, everything else frozen: L1 + LPIPS. D_corr starts from the light synthesis's trunk, itself
+    """D_corr and its joins, everything else frozen: distortion. D_corr starts from the light synthesis's trunk, itself
     a replica that started from D_vq and has learned to read y^_c. The codebook stream's decoder is kept, a baseline."""
 
     trained = ("correction",)
@@ -374,7 +374,7 @@ class CorrectionStage(Stage):
 
 
 class Joint(CorrectionStage):
-    """Continuous codec, D_corr and D_vq together, predictor and index prior following: rate + L1 + LPIPS.
+    """Continuous codec, D_corr and D_vq together, predictor and index prior following: rate + distortion.
 
     E_vq and the codebook stay frozen, so that indices keep their meaning.
     """
@@ -414,7 +414,7 @@ class Refit(Joint):
 
 
 class Perceptual(Refit):
-    """A second D_vq and D_corr, with all that makes bits and the first pair frozen: L1 + LPIPS and a discriminator."""
+    """A second D_vq and D_corr, with all that makes bits and the first pair frozen: distortion and a discriminator."""
 
     trained = ("perceptual",)
     adversarial = True
