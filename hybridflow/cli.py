@@ -330,7 +330,7 @@ def _add_decode(commands) -> None:
         """
         hybridflow decode photo.hf                  writes photo.png
         hybridflow decode photo.hf -o photo.webp    another format, by its name
-        hybridflow decode photo.hf --decoder perceptual -o sharp.png
+        hybridflow decode photo.hf --preset tiny --decoder perceptual -o sharp.png
         hybridflow decode packed/ -o unpacked/      a whole folder
         hybridflow decode - < photo.hf > photo.png
         """,
