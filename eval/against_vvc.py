@@ -21,7 +21,6 @@ from eval.ffmpeg import decode_vvc, encode_vvc
 from hybridflow.image_io import read_image
 from hybridflow.metrics import lpips, psnr
 from hybridflow.side_by_side import side_by_side
-from hybridflow.weights import DEFAULT
 
 SHOWN = (384, 512)
 """Width and height, in pixels, of the largest part that is shown: three of them fit a page."""
@@ -56,7 +55,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = command.parser("against_vvc", __doc__)
     parser.add_argument("image", type=Path)
     parser.add_argument("--bpp", type=float, default=0.03, help="ours is at or under that (%(default)s)")
-    parser.add_argument("--checkpoint", default=DEFAULT, help="a preset's name or a .safetensors file (%(default)s)")
+    command.add_checkpoint(parser)
     parser.add_argument("--left", type=int, metavar="X", help="show the columns from this one on (the middle)")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="PNG")
     args = parser.parse_args(argv)

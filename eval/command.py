@@ -9,6 +9,7 @@ from typing import ParamSpec
 import torch
 
 from hybridflow.errors import HybridFlowError
+from hybridflow.weights import DEFAULT
 
 P = ParamSpec("P")
 
@@ -20,6 +21,11 @@ def parser(name: str, description: str) -> argparse.ArgumentParser:
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+
+
+def add_checkpoint(parser: argparse._ActionsContainer) -> None:
+    """`--checkpoint`, as `hybridflow.load` takes it, to a parser or a group of one."""
+    parser.add_argument("--checkpoint", default=DEFAULT, help="a preset's name or a .safetensors file (%(default)s)")
 
 
 def add_device(parser: argparse.ArgumentParser) -> None:

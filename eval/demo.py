@@ -17,7 +17,6 @@ from eval import command
 from hybridflow.image_io import read_image
 from hybridflow.metrics import lpips, psnr
 from hybridflow.side_by_side import side_by_side, stack
-from hybridflow.weights import DEFAULT
 
 PHOTOS = Path(__file__).parent.parent / "tests" / "photos"
 TARGETS = (0.03, 0.05)
@@ -52,7 +51,7 @@ def show_photo(codec, photo: Path, output: Path) -> Image.Image:
 @command.one_line_errors
 def main(argv: list[str] | None = None) -> int:
     parser = command.parser("demo", __doc__)
-    parser.add_argument("--checkpoint", default=DEFAULT, help="a preset's name or a .safetensors file (%(default)s)")
+    command.add_checkpoint(parser)
     parser.add_argument("-o", "--output", type=Path, default=Path("demo"), metavar="DIR", help="(%(default)s)")
     args = parser.parse_args(argv)
 

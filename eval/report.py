@@ -33,7 +33,6 @@ from eval.run import load_codec
 from eval.tables import Cells, cells_of
 from hybridflow.errors import HybridFlowError
 from hybridflow.image_io import read_image
-from hybridflow.weights import DEFAULT
 
 TEMPLATE = "report.html.j2"
 FIGURE_TITLES = {
@@ -162,7 +161,7 @@ def main(argv: list[str] | None = None) -> int:
     add_arguments(parser, output="HTML")
     parser.add_argument("--results", type=Path, required=True, metavar="DIR", help="of eval.run and eval.baselines")
     parser.add_argument("--parts", type=Path, metavar="JSON", help="of eval.parts: what each part is worth")
-    parser.add_argument("--checkpoint", default=DEFAULT, help="a preset's name or a .safetensors file (%(default)s)")
+    command.add_checkpoint(parser)
     parser.add_argument("--bpp", type=float, default=0.03, help="of the pictures, at most (%(default)s)")
     args = parser.parse_args(argv)
 

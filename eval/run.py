@@ -47,7 +47,7 @@ from hybridflow.codec import Codec
 from hybridflow.container import QUALITIES
 from hybridflow.image_io import read_image
 from hybridflow.masking import SCHEDULES
-from hybridflow.weights import DECODERS, DEFAULT, ablation_file, checkpoint_file
+from hybridflow.weights import DECODERS, ablation_file, checkpoint_file
 
 USUAL_POINTS = 8
 """Of a checkpoint's operating points, measured unless others are named: evenly spread from the lowest rate up."""
@@ -278,7 +278,7 @@ def ablations_of(whole: Checkpoint, mse: Path | None) -> list[Ablated]:
 def main(argv: list[str] | None = None) -> int:
     parser = command.parser("run", __doc__)
     add_arguments(parser)
-    parser.add_argument("--checkpoint", default=DEFAULT, help="a preset's name or a .safetensors file (%(default)s)")
+    command.add_checkpoint(parser)
     parser.add_argument(
         "--points",
         type=Point.parse,

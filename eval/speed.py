@@ -36,7 +36,6 @@ from hybridflow.codec import Codec
 from hybridflow.image_io import image_to_tensor, read_image
 from hybridflow.model import PRESETS, HybridFlow
 from hybridflow.training.freeze import freeze
-from hybridflow.weights import DEFAULT
 
 WAYS = ("encode", "decode")
 PHOTO = Path(__file__).parent.parent / "tests" / "photos" / "kodim23.png"
@@ -249,7 +248,7 @@ def print_tables(result: dict) -> None:
 def main(argv: list[str] | None = None) -> int:
     parser = command.parser("speed", __doc__)
     weights = parser.add_mutually_exclusive_group()
-    weights.add_argument("--checkpoint", default=DEFAULT, help="a preset's name or a .safetensors file (%(default)s)")
+    command.add_checkpoint(weights)
     weights.add_argument("--random", choices=PRESETS, help="a preset with random weights")
     parser.add_argument("--quality", type=int, default=31, help="0..63 (%(default)s)")
     parser.add_argument("--schedule", default="1_4", help="mask schedule (%(default)s)")

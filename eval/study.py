@@ -7,21 +7,21 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from eval import tables
+from eval import command, tables
 from eval.curves import readable
 from eval.datasets import describe, list_images
 from eval.photo import Photo
 from hybridflow.ablation import Ablations
 from hybridflow.codec import Codec
 from hybridflow.errors import ImageError
-from hybridflow.weights import DEFAULT, ablation_file, checkpoint_file
+from hybridflow.weights import ablation_file, checkpoint_file
 
 Rows = list[dict[str, str | float]]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="folder of images")
-    parser.add_argument("--checkpoint", default=DEFAULT, help="a preset's name or a .safetensors file (%(default)s)")
+    command.add_checkpoint(parser)
     parser.add_argument(
         "--ablations", type=Path, metavar="FILE", help="the file beside it (NAME-ablation.safetensors, as shipped)"
     )

@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from textwrap import shorten
@@ -55,17 +56,23 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     Raises:
         CheckpointError: the file cannot be read.
     """
-    try:
-        with safe_open(str(path), framework="pt") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path}: cannot be read as safetensors ({error}): name a checkpoint file") from None
+    with _opened(path) as file:
+        return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}
 
 
 def read_metadata(path: str | Path) -> dict[str, str]:
-    """Metadata alone of a safetensors file that can be read."""
-    with safe_open(str(path), framework="pt") as file:
+    """Metadata alone of a safetensors file; raises as `read_weights` does."""
+    with _opened(path) as file:
         return file.metadata() or {}
+
+
+@contextmanager
+def _opened(path: str | Path) -> Iterator[safe_open]:
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            yield file
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path}: cannot be read as safetensors ({error}): name a checkpoint file") from None
 
 
 def load_parts(path: str | Path, *owners: nn.Module) -> set[str]:
@@ -196,8 +203,7 @@ def load_perceptual(path: Path, model: HybridFlow) -> None:
     if not path.is_file():
         mend = "choose the fidelity decoder, or export a run of `hybridflow train perceptual` there"
         raise CheckpointError(f"{path}: there is no perceptual decoder: {mend}")
-    _, metadata = read_weights(path)
-    read, own = metadata.get("model_id"), model_id(model).hex()
+    read, own = read_metadata(path).get("model_id"), model_id(model).hex()
     if read != own:
         raise CheckpointError(f"{path}: is for model {read}, not {own}: export it and the checkpoint from one run")
     model.add_perceptual()

@@ -13,7 +13,7 @@ from hybridflow.training.extra import needed
 COLOURS = 3
 ADAMW_SHARE = 0.5
 """AdamW's learning rate over Muon's."""
-WEIGHT_DECAY = 0.01
+MOMENTUM, WEIGHT_DECAY = 0.95, 0.01
 
 
 def hidden_weights(model: nn.Module, num_codes: int) -> set[nn.Parameter]:
@@ -26,15 +26,15 @@ class Muon(Optimizer):
     """Moves matrices along the nearest ones to their momentum whose singular values are all alike (Muon, Jordan et al.,
     2024; a kernel's positions count as inputs), by as much as AdamW would (Liu et al., arXiv 2502.16982, section 2.2).
 
-    Those of one shape go together. One after the other, as timm's own go, they are most of the operators of a training
-    step, and a GPU waits for those to be launched.
+    Those of one shape go together. One after the other, as timm's own go, they are some thirty small operators each,
+    and a GPU waits for those to be launched.
 
     Raises:
         TrainingError: timm, whose iteration it is, is not installed.
     """
 
-    def __init__(self, weights: Iterable, momentum: float = 0.95) -> None:
-        super().__init__(weights, {"lr": 0.0, "momentum": momentum})
+    def __init__(self, weights: Iterable) -> None:
+        super().__init__(weights, {"lr": 0.0})
         self.timm = needed("timm.optim.muon")
 
     @torch.no_grad()
@@ -49,8 +49,8 @@ class Muon(Optimizer):
                 if not self.state[weight]:
                     self.state[weight]["momentum"] = torch.zeros_like(weight)
             momenta = [self.state[weight]["momentum"] for weight in weights]
-            torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
-            updates = torch._foreach_lerp(gradients, momenta, group["momentum"])  # Nesterov's
+            torch._foreach_lerp_(momenta, gradients, 1 - MOMENTUM)
+            updates = torch._foreach_lerp(gradients, momenta, MOMENTUM)  # Nesterov's
             torch._foreach_mul_(weights, 1 - group["lr"] * WEIGHT_DECAY)
             alike = defaultdict(list)
             for weight, update in zip(weights, updates):
