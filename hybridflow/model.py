@@ -9,7 +9,7 @@
 
 from copy import deepcopy
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import NamedTuple
 
 import numpy as np
@@ -98,15 +98,23 @@ def continuous_codec(preset: Preset) -> ContinuousCodec:
     return ContinuousCodec(preset.latent_channels, preset.z_channels, preset.context_width, encoder)
 
 
-class Analysed(NamedTuple):
-    """What the encoder knows of one image, whatever the quality and the schedule."""
+class Analysed:
+    """What the encoder knows of one image, whatever the quality and the schedule.
 
-    image: Tensor
-    """(1,3,16h,16w) in [0,1]."""
-    latent: Tensor
-    """y_c before its gain (1,M,h,w)."""
-    indices: np.ndarray
-    """(h,w) int64."""
+    Attributes:
+        image: (1,3,16h,16w) in [0,1].
+        latent: y_c before its gain (1,M,h,w).
+    """
+
+    def __init__(self, model: "HybridFlow", image: Tensor) -> None:
+        self._model = model
+        self.image, self.latent = image, model.continuous.analysis(image).float()
+
+    @cached_property
+    @torch.inference_mode()
+    def indices(self) -> np.ndarray:
+        """(h,w) int64. E_vq runs when they are first read: a file that sends none does without."""
+        return self._model.indices_of(self.image)[0].cpu().numpy()
 
 
 class Coded(NamedTuple):
@@ -273,7 +281,7 @@ class HybridFlow(CompressionModel):
     @torch.inference_mode()
     def analyse(self, image: Tensor) -> Analysed:
         """Image (1,3,H,W) in [0,1], H and W multiples of 16 -> what can be coded of it."""
-        return Analysed(image, self.continuous.analysis(image).float(), self.indices_of(image)[0].cpu().numpy())
+        return Analysed(self, image)
 
     @torch.inference_mode()
     def write(
@@ -310,7 +318,8 @@ class HybridFlow(CompressionModel):
         code_check(coder, header, z, y)
         regions = self._choose_regions(analysed, y, q) if schedule == "dynamic" else None
         sent = code_sent(coder, schedule, h, w, regions)
-        sent, indices = code_indices(coder, probability, quality, y, sent, analysed.indices)
+        true = analysed.indices if sent.any() else None
+        sent, indices = code_indices(coder, probability, quality, y, sent, true)
         return coder.finish(), Coded(z, y, sent, indices)
 
     @torch.inference_mode()

@@ -59,13 +59,14 @@ def code_y(
         if isinstance(coder, Decoder) and coder.overrun:
             raise FormatError(_CUT)
         mean, scale = (field[mask] for field in model.latent_step(features, known, step, quality))
+        values = None if y is None else np.rint(y[mask] - mean / MEAN_STEPS).astype(np.int64)
         order = np.argsort(scale, kind="stable")
         residual = np.zeros(len(mean), np.int64)
         starts = np.searchsorted(scale[order], np.arange(len(model.scale_counts) + 1))
         for index in range(1, len(model.scale_counts)):
             chosen = order[starts[index] : starts[index + 1]]
-            values = None if y is None else np.rint(y[mask][chosen] - mean[chosen] / MEAN_STEPS).astype(np.int64)
-            residual[chosen] = _signed(coder, values, len(chosen), model.scale_counts[index])
+            symbols = None if values is None else values[chosen]
+            residual[chosen] = _signed(coder, symbols, len(chosen), model.scale_counts[index])
         known[mask] = residual * MEAN_STEPS + mean
     return known
 

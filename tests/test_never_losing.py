@@ -190,3 +190,9 @@ def test_runs_are_not_mixed_up(folder, every_part, tmp_path):
     with pytest.raises(TrainingError, match="another preset"):
         arguments = TrainConfig(**settings), PhotoSet(folder), tmp_path, None, True, start_processes("cpu")
         Run("correction", "tiny", *arguments)
+    path = tmp_path / "state.pt"
+    older = torch.load(path, weights_only=True)
+    del older["format"]
+    torch.save(older, path)
+    with pytest.raises(TrainingError, match="another version.*--init"):
+        run("correction", folder, tmp_path, None, settings, resume=True)

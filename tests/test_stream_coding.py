@@ -72,6 +72,17 @@ def test_random_models_have_something_to_code(model, probability):
     assert (coded.y % MEAN_STEPS != 0).any()  # means count
 
 
+def test_a_file_without_indices_does_without_their_encoder(model, probability, monkeypatch):
+    expected, _ = model.write(model.analyse(picture(112, 80)), 31, "none", HEADER, probability)
+    calls, indices_of = [], model.indices_of
+    monkeypatch.setattr(model, "indices_of", lambda image: calls.append(1) or indices_of(image))
+    analysed = model.analyse(picture(112, 80))
+    assert model.write(analysed, 31, "none", HEADER, probability)[0] == expected and not calls
+    for schedule in ("1_4", "full"):
+        model.write(analysed, 31, schedule, HEADER, probability)
+    assert len(calls) == 1
+
+
 def test_more_schedules_send_more(model, probability):
     analysed = model.analyse(picture(256, 256))
     sizes = [len(model.write(analysed, 31, s, HEADER, probability)[0]) for s in UNIFORM_SCHEDULES]

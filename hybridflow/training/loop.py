@@ -31,6 +31,9 @@ from hybridflow.training.saving import replace_atomically
 from hybridflow.training.stages import STAGES
 from hybridflow.training.validation import validate
 
+_STATE_FORMAT = 2
+"""Rises whenever `state.pt` holds other things than before."""
+
 
 def start_processes(device: str) -> Any:
     """Accelerate's `Accelerator` of this process, on "cpu" or "cuda".
@@ -312,6 +315,7 @@ class Run:
     def save(self) -> None:
         """Write the full state, and the averaged weights. The place in the data is the step."""
         state = {
+            "format": _STATE_FORMAT,
             "name": type(self.stage).__name__,
             "parts": self.parts,
             "stage": self.stage.state_dict(),
@@ -331,6 +335,9 @@ class Run:
     def _load(self, stage: str) -> None:
         # To the CPU: there the optimisers want their count of steps, and they move the rest to the device themselves.
         state = torch.load(self.out / "state.pt", map_location="cpu", weights_only=True)
+        if state.get("format") != _STATE_FORMAT:
+            mend = "go on from its weights.safetensors by --init, in another folder by --out"
+            raise TrainingError(f"{self.out}/state.pt is of another version of HybridFlow: {mend}")
         if state["name"] != type(self.stage).__name__:
             raise TrainingError(f"{self.out} holds a run of another stage than {stage}: name another folder by --out")
         try:
