@@ -14,6 +14,7 @@ n        the stream of :mod:`hybridflow.entropy`
 """
 
 import binascii
+import math
 import zlib
 from dataclasses import dataclass
 
@@ -22,7 +23,7 @@ from hybridflow.errors import FormatError
 VERSION = 2
 QUALITIES = 64
 MAX_PIXELS = 2**26
-"""Largest image, in pixels, that is encoded or decoded unless the caller says otherwise."""
+"""Of the largest image that is encoded or decoded, its sides rounded up to multiples of 64: so much is worked on."""
 
 _FAMILY = 0x80
 _ID_BYTES = 3
@@ -79,14 +80,13 @@ def pack(header: Header, stream: bytes) -> bytes:
     return body + zlib.crc32(body).to_bytes(_CRC_BYTES, "big")
 
 
-def unpack(data: bytes, *, check: bool = True, max_pixels: int = MAX_PIXELS) -> tuple[Header, bytes]:
+def unpack(data: bytes, *, check: bool = True) -> tuple[Header, bytes]:
     """Take a file apart; nothing is allocated by what it declares.
 
     Args:
         data: the file's bytes, whoever made them.
         check: refuse a file whose CRC does not match. Without it, a cut or damaged file passes as long as its header is
             whole, and all that follows the header is taken for the stream.
-        max_pixels: refuse a larger declared size.
 
     Returns:
         The header and the stream's bytes.
@@ -108,12 +108,15 @@ def unpack(data: bytes, *, check: bool = True, max_pixels: int = MAX_PIXELS) -> 
         raise FormatError(_CUT)
     body = data[:-_CRC_BYTES] if whole else data
     header, start = _parse_header(body)
-    if header.width * header.height > max_pixels:
-        raise FormatError(
-            f"the file declares {header.width} x {header.height} pixels, over the limit of {max_pixels}: "
-            "if you trust it, raise the limit (max_pixels)"
-        )
+    if too_large(header.width, header.height):
+        size = f"{header.width} x {header.height} pixels, over the limit of {MAX_PIXELS}"
+        raise FormatError(f"the file declares {size}: encode the image in smaller pieces")
     return header, body[start:]
+
+
+def too_large(width: int, height: int) -> bool:
+    """Whether an image of so many pixels is over `MAX_PIXELS`."""
+    return math.prod(64 * math.ceil(side / 64) for side in (width, height)) > MAX_PIXELS
 
 
 def looks_like_file(data: bytes) -> bool:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageCms, ImageOps
 
-from hybridflow.container import MAX_PIXELS
+from hybridflow.container import MAX_PIXELS, too_large
 from hybridflow.errors import HybridFlowError, ImageError
 
 _SRGB = ImageCms.createProfile("sRGB")
@@ -29,7 +29,7 @@ def read_image(source) -> Image.Image:
         A PIL image of mode RGB.
 
     Raises:
-        ImageError: the source cannot be read, is damaged, has more than MAX_PIXELS pixels or an unknown layout.
+        ImageError: the source cannot be read, is damaged, too large (`MAX_PIXELS`) or of an unknown layout.
     """
     if isinstance(source, (str, os.PathLike)):
         return _from_pillow(_read_file(source), str(source))
@@ -142,7 +142,7 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
 
 
 def _refuse_size(width: int, height: int, name: str) -> None:
-    if not 0 < width * height <= MAX_PIXELS:
+    if width * height == 0 or too_large(width, height):
         raise ImageError(f"{name} has {width} x {height} pixels: scale it to between 1 and {MAX_PIXELS} pixels")
 
 

@@ -22,13 +22,20 @@ _CUT = "the continuous stream is damaged or cut short: get the file again from i
 
 def _signed(coder: Coder, values: np.ndarray | None, n: int, counts: np.ndarray) -> np.ndarray:
     if isinstance(coder, Decoder):
-        return coder.decode_signed(n, counts)
+        values = coder.decode_signed(n, counts)
+        if coder.overrun:
+            raise FormatError(_CUT)
+        return values
     coder.encode_signed(values, counts)
     return values
 
 
 def code_z(coder: Coder, model: ProbabilityModel, h: int, w: int, z: np.ndarray | None = None) -> np.ndarray:
-    """z (Z,ceil(h/4),ceil(w/4)) int64, channel by channel, each in raster order with its own table."""
+    """z (Z,ceil(h/4),ceil(w/4)) int64, channel by channel, each in raster order with its own table.
+
+    Raises:
+        FormatError: the stream ends long before its symbols do.
+    """
     rows, columns = -(-h // 4), -(-w // 4)
     channels = [
         _signed(coder, None if z is None else z[c].ravel(), rows * columns, counts)
@@ -56,8 +63,6 @@ def code_y(
     features = model.hyper_features(z, quality, h, w)
     known = np.zeros((model.channels, h, w), np.int64)
     for step, mask in enumerate(latent_step_masks(model.channels, h, w).numpy()):
-        if isinstance(coder, Decoder) and coder.overrun:
-            raise FormatError(_CUT)
         mean, scale = (field[mask] for field in model.latent_step(features, known, step, quality))
         values = None if y is None else np.rint(y[mask] - mean / MEAN_STEPS).astype(np.int64)
         order = np.argsort(scale, kind="stable")

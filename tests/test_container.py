@@ -5,7 +5,7 @@ import zlib
 import numpy as np
 import pytest
 
-from hybridflow.container import MAX_PIXELS, Header, checksum16, pack, unpack
+from hybridflow.container import MAX_PIXELS, Header, checksum16, pack, too_large, unpack
 from hybridflow.errors import FormatError
 from hybridflow.masking import SCHEDULES
 
@@ -86,11 +86,14 @@ def test_hostile_bytes_never_crash():
                 assert "\n" not in str(error)
 
 
-def test_the_limit_is_the_callers():
-    data = pack(Header(100, 100, 0, "none", b"abc"), b"")
-    assert unpack(data, max_pixels=10000)[0].width == 100
-    with pytest.raises(FormatError, match="max_pixels"):
-        unpack(data, max_pixels=9999)
+@pytest.mark.parametrize("width, height, fits", [(8192, 8192, True), (8193, 1, True), (8193, 8192, False)])
+def test_the_limit_counts_what_is_worked_on(width, height, fits):
+    """The hyper-latent of a line of pixels takes as much as that of 64 lines."""
+    assert too_large(width, height) == (not fits)
+    assert not too_large(MAX_PIXELS // 64, 1) and too_large(MAX_PIXELS // 64 + 1, 1)
+    data = pack(Header(MAX_PIXELS // 64 + 1, 1, 0, "none", b"abc"), b"")
+    with pytest.raises(FormatError, match="over the limit"):
+        unpack(data)
 
 
 @pytest.mark.parametrize(

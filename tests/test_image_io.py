@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image, ImageCms
 
-from hybridflow import image_io
+from hybridflow import container
 from hybridflow.errors import HybridFlowError, ImageError
 from hybridflow.image_io import encode_image, image_to_tensor, read_image, tensor_to_image, write_atomic, write_image
 
@@ -202,7 +202,7 @@ def test_each_refusal_has_its_line(source, words):
 
 
 def test_too_many_pixels_are_refused_before_they_are_read(photo, monkeypatch):
-    monkeypatch.setattr(image_io, "MAX_PIXELS", 239)
+    monkeypatch.setattr(container, "MAX_PIXELS", 64 * 64 - 1)
     with pytest.raises(ImageError, match="20 x 12"):
         read_image(file_bytes(photo))
 

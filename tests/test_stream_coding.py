@@ -83,6 +83,12 @@ def test_a_file_without_indices_does_without_their_encoder(model, probability, m
     assert len(calls) == 1
 
 
+def test_an_empty_stream_of_a_large_image_is_refused_before_memory_is_taken(model, probability, monkeypatch):
+    monkeypatch.setattr(type(probability), "hyper_features", lambda *_: pytest.fail("works on what is not there"))
+    with pytest.raises(FormatError, match="cut short"):
+        model.read(b"", 1, 2**16, 31, "none", HEADER, probability)
+
+
 def test_more_schedules_send_more(model, probability):
     analysed = model.analyse(picture(256, 256))
     sizes = [len(model.write(analysed, 31, s, HEADER, probability)[0]) for s in UNIFORM_SCHEDULES]

@@ -63,11 +63,10 @@ class Muon(Optimizer):
 
     def _orthogonal(self, matrices: torch.Tensor) -> torch.Tensor:
         """(N,rows,columns) -> as they are, but with singular values near 1."""
-        bf16 = computes_in_bfloat16(matrices.device.type)
+        bf16 = matrices.dtype == torch.float32 and computes_in_bfloat16(matrices.device.type)
+        dtype = torch.bfloat16 if bf16 else matrices.dtype
         coefficients = self.timm._COEFFICIENTS["quintic"]
-        found = self.timm.zeropower_via_newtonschulz(
-            matrices, len(coefficients), coefficients, dtype=torch.bfloat16 if bf16 else torch.float32
-        )
+        found = self.timm.zeropower_via_newtonschulz(matrices, len(coefficients), coefficients, dtype=dtype)
         return found.to(matrices.dtype).contiguous()
 
 
