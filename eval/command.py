@@ -6,9 +6,8 @@ import sys
 from collections.abc import Callable
 from typing import ParamSpec
 
-import torch
-
 from hybridflow.errors import HybridFlowError
+from hybridflow.precision import require_device
 from hybridflow.weights import DEFAULT
 
 P = ParamSpec("P")
@@ -32,10 +31,10 @@ def add_device(parser: argparse.ArgumentParser) -> None:
     """`--device`, cpu or cuda; cuda is refused where there is none."""
 
     def device(text: str) -> str:
-        if text not in ("cpu", "cuda"):
-            raise argparse.ArgumentTypeError(f"{text!r} is neither cpu nor cuda")
-        if text == "cuda" and not torch.cuda.is_available():
-            raise argparse.ArgumentTypeError("PyTorch finds no GPU here: choose cpu")
+        try:
+            require_device(text)
+        except HybridFlowError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
         return text
 
     parser.add_argument("--device", type=device, default="cpu", help="cpu or cuda (%(default)s)")

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from hybridflow.errors import CheckpointError
 from hybridflow.model import HybridFlow, Preset
+from hybridflow.saving import refuse_overwrite, replace_atomically
 from hybridflow.weights import ablation_file, perceptual_file
 
 TRAINING_ONLY = ("codebook.average_", "codebook.started")
@@ -117,16 +118,17 @@ def load_parts(path: str | Path, *owners: nn.Module) -> set[str]:
     return loaded
 
 
-def split_parts(weights: str | Path, out: Path, names: Iterable[str]) -> list[Path]:
+def split_parts(weights: str | Path, out: Path, names: Iterable[str], force: bool = False) -> list[Path]:
     """Write the named parts of a run's weights to `out`, a half-precision file each, and return their paths. Of a part
     larger than `LARGEST_PART` each of its own parts gets a file.
 
     Raises:
         CheckpointError: a part is not there.
+        HybridFlowError: a file exists and force is not set.
     """
     tensors, _ = read_weights(weights)
     out.mkdir(parents=True, exist_ok=True)
-    paths = []
+    contents = {}
     for name in names:
         part = {key: value for key, value in tensors.items() if key.startswith(name + ".")}
         if not part:
@@ -136,9 +138,12 @@ def split_parts(weights: str | Path, out: Path, names: Iterable[str]) -> list[Pa
         if _half_bytes(part.values()) > LARGEST_PART:
             files = sorted({".".join(key.split(".")[:2]) for key in part})
         for file in files:
-            paths.append(out / f"{file}.safetensors")
-            save_half(paths[-1], {key: value for key, value in part.items() if key.startswith(file + ".")})
-    return paths
+            path = out / f"{file}.safetensors"
+            refuse_overwrite(path, force=force)
+            contents[path] = {key: value for key, value in part.items() if key.startswith(file + ".")}
+    for path, content in contents.items():
+        save_half(path, content)
+    return list(contents)
 
 
 def _half_bytes(weights: Iterable[Tensor]) -> int:
@@ -154,7 +159,7 @@ def save_half(path: str | Path, weights: dict[str, Tensor], metadata: dict[str, 
         for key, value in weights.items()
         if not key.endswith(CONSTANTS)
     }
-    save_file(half, path, metadata)
+    replace_atomically(Path(path), lambda partial: save_file(half, partial, metadata))
 
 
 def save_release(path: str | Path, model: HybridFlow, metadata: dict[str, str]) -> None:

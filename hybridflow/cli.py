@@ -16,9 +16,11 @@ from pathlib import Path
 from PIL import Image
 from tqdm import tqdm
 
+from hybridflow import __version__
 from hybridflow.container import QUALITIES, looks_like_file, unpack
 from hybridflow.errors import HybridFlowError
-from hybridflow.image_io import encode_image, read_image, refuse_overwrite, write_atomic, write_image
+from hybridflow.image_io import encode_image, looks_like_image, read_image, writable_format, write_image
+from hybridflow.saving import refuse_overwrite, write_atomic
 from hybridflow.side_by_side import side_by_side
 from hybridflow.weights import DECODERS, DEFAULT
 
@@ -43,6 +45,9 @@ def main(argv: list[str] | None = None) -> int:
         return args.run(args)
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:  # whoever read standard output has enough; let Python's own last flush find no pipe
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except Exception as error:
         _complain(error)
         return 1
@@ -52,8 +57,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _encode(args: argparse.Namespace) -> int:
-    jobs = _plan(args, ".hf", Image.registered_extensions())
-    codec = _load(args)
+    jobs = _plan(args, ".hf", looks_like_image)
+    codec = _load(args, _named_weights(args) or DEFAULT)
 
     def encode(source: str, target: str) -> None:
         _refuse(target, args.force)
@@ -69,29 +74,33 @@ def _encode(args: argparse.Namespace) -> int:
 
 
 def _decode(args: argparse.Namespace) -> int:
-    jobs = _plan(args, ".png", {".hf"})
-    codec = _load(args, args.decoder)
+    jobs = _plan(args, ".png", _looks_encoded)
+    codec_of = _codec_of(args, args.decoder)
     warning = ", texture is invented: text and faces may be wrong" if args.decoder == "perceptual" else ""
 
     def decode(source: str, target: str) -> None:
         _refuse(target, args.force)
-        image = codec.decode(_read(source), preview=args.preview, salvage=args.salvage)
-        _write(target, encode_image(image, ".png" if target == STREAM else Path(target).suffix), args.force)
+        suffix = ".png" if target == STREAM else Path(target).suffix
+        writable_format(suffix)
+        data = _read(source)
+        image = codec_of(data).decode(data, preview=args.preview, salvage=args.salvage)
+        _write(target, encode_image(image, suffix), args.force)
         _say(target, f"{target}: {image.width} x {image.height}{warning}")
 
     return _each(jobs, decode)
 
 
 def _info(args: argparse.Namespace) -> int:
-    codec = functools.cache(lambda: _load(args))
+    codec_of = _codec_of(args)
 
     def info(source: str) -> None:
         data = _read(source)
         unpack(data)  # tells what is wrong with a file before any model is loaded
-        facts = {"name": source, **codec().info(data)}
-        _say(source, json.dumps(facts) if args.json else _table(facts, codec().name))
+        codec = codec_of(data)
+        facts = {"name": source, **codec.info(data)}
+        _say(source, json.dumps(facts) if args.json else _table(facts, codec.name))
 
-    return _each([(source,) for source in _expand(args, {".hf"})], info)
+    return _each([(source,) for source in _expand(args, _looks_encoded)], info)
 
 
 def _compare(args: argparse.Namespace) -> int:
@@ -101,7 +110,7 @@ def _compare(args: argparse.Namespace) -> int:
     def read(source: str) -> tuple[Image.Image, bytes]:
         data = _read(source)
         if source.endswith(".hf") or looks_like_file(data):
-            return _load(args).decode(data), data
+            return _codec_of(args)(data).decode(data), data
         return _read_picture(source, data), data
 
     (original, _), (decoded, data) = _named(args.original, read), _named(args.decoded, read)
@@ -120,35 +129,60 @@ def _compare(args: argparse.Namespace) -> int:
 # --- what they share ------------------------------------------------------------------------------------------------
 
 
-def _load(args: argparse.Namespace, decoder: str = DECODERS[0]):
+def _named_weights(args: argparse.Namespace) -> str | Path | None:
+    return args.preset if args.checkpoint is None else Path(args.checkpoint)
+
+
+def _load(args: argparse.Namespace, name: str | Path, decoder: str = DECODERS[0]):
     import hybridflow
 
-    name = Path(args.checkpoint) if args.checkpoint else args.preset
     return hybridflow.load(name, device=args.device, decoder=decoder)
 
 
-def _expand(args: argparse.Namespace, suffixes) -> list[str]:
-    """The inputs, every folder replaced by the files in it whose suffix is one of those."""
+def _codec_of(args: argparse.Namespace, decoder: str = DECODERS[0]) -> Callable:
+    """A file's bytes -> the codec that reads it: of the weights that were named or, if none were, of the shipped ones
+    that made it."""
+    load = functools.cache(functools.partial(_load, args, decoder=decoder))
+
+    def codec_of(data: bytes):
+        header, _ = unpack(data, check=False)
+        from hybridflow.codec import maker
+
+        return load(_named_weights(args) or maker(header) or DEFAULT)
+
+    return codec_of
+
+
+def _looks_encoded(path: Path) -> bool:
+    return path.suffix.lower() == ".hf" and not path.name.startswith(".")
+
+
+def _expand(args: argparse.Namespace, fits: Callable[[Path], bool]) -> list[str]:
+    """The inputs, every folder replaced by the files in it that fit."""
     if STREAM in args.inputs and len(args.inputs) > 1:
         args.usage_error("- (standard input) must be the only input")
+    if "" in args.inputs:
+        args.usage_error("an input has an empty name: give a file, a folder, or - for standard input")
     sources = []
     for name in args.inputs:
         if not Path(name).is_dir():
             sources.append(name)
             continue
-        inside = sorted(str(path) for path in Path(name).iterdir() if path.suffix.lower() in suffixes)
+        inside = sorted(str(path) for path in Path(name).iterdir() if path.is_file() and fits(path))
         if not inside:
             raise HybridFlowError(f"there is nothing to {args.command} in the folder {name}: give another, or files")
         sources += inside
     return sources
 
 
-def _plan(args: argparse.Namespace, suffix: str, suffixes) -> list[tuple[str, str]]:
+def _plan(args: argparse.Namespace, suffix: str, fits: Callable[[Path], bool]) -> list[tuple[str, str]]:
     """(input, output) of every file: beside the input unless -o names a file, a folder or the standard output."""
-    sources = _expand(args, suffixes)
+    sources = _expand(args, fits)
     if args.inputs == [STREAM] or args.output == STREAM:
         if len(sources) > 1:
             args.usage_error("-o - (standard output) takes one input only")
+        if args.output and args.output.endswith(os.sep):
+            args.usage_error("standard input has no name to give a file in a folder: name a file by -o")
         return [(sources[0], args.output or STREAM)]
     many = len(sources) > 1 or Path(args.inputs[0]).is_dir()
     if args.output is None:
@@ -172,6 +206,8 @@ def _each(jobs: list[tuple], action: Callable[..., None]) -> int:
     for job in tqdm(jobs, unit="file", disable=None if len(jobs) > 1 else True):
         try:
             action(*job)
+        except BrokenPipeError:
+            raise
         except Exception as error:
             _complain(error, job[0])
             failed = 1
@@ -266,6 +302,7 @@ def _parser(with_training: bool) -> argparse.ArgumentParser:
         hybridflow encode --help                    tells more; so for the other commands
         """,
     )
+    parser.add_argument("--version", action="version", version=f"hybridflow {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     _add_encode(commands)
     _add_decode(commands)
@@ -316,7 +353,7 @@ def _add_encode(commands) -> None:
         help="refine what is coded in so many steps, each of which takes about as long as two decodings: 30 make a "
         "better picture of about as many bytes (default: 0)",
     )
-    _add_model(parser)
+    _add_model(parser, f"default: {DEFAULT}")
     parser.set_defaults(run=_encode)
 
 
@@ -330,7 +367,7 @@ def _add_decode(commands) -> None:
         """
         hybridflow decode photo.hf                  writes photo.png
         hybridflow decode photo.hf -o photo.webp    another format, by its name
-        hybridflow decode photo.hf --preset tiny --decoder perceptual -o sharp.png
+        hybridflow decode photo.hf --decoder perceptual -o sharp.png
         hybridflow decode packed/ -o unpacked/      a whole folder
         hybridflow decode - < photo.hf > photo.png
         """,
@@ -391,9 +428,9 @@ def _add_files(parser: argparse.ArgumentParser, what: str) -> None:
     parser.set_defaults(usage_error=parser.error)
 
 
-def _add_model(parser: argparse.ArgumentParser) -> None:
+def _add_model(parser: argparse.ArgumentParser, default: str = "default: those that made the file") -> None:
     weights = parser.add_mutually_exclusive_group()
-    weights.add_argument("--preset", default=DEFAULT, metavar="NAME", help="shipped weights (default: %(default)s)")
+    weights.add_argument("--preset", metavar="NAME", help=f"shipped weights ({default})")
     weights.add_argument("--checkpoint", metavar="FILE", help="weights of your own, a .safetensors file")
     parser.add_argument(
         "--device", default="cpu", choices=("cpu", "cuda"), help="where the networks run (default: %(default)s)"

@@ -1,6 +1,7 @@
 """Photo to bytes and back: what the command line and Python users call."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,20 +14,20 @@ from hybridflow.errors import FormatError, HybridFlowError, ModelMismatchError
 from hybridflow.image_io import image_to_tensor, read_image, tensor_to_image
 from hybridflow.masking import SCHEDULES
 from hybridflow.model import Analysed, HybridFlow
-from hybridflow.weights import DECODERS, DEFAULT, checkpoint_file, perceptual_file, weight_file, weights_folder
+from hybridflow.precision import require_device
+from hybridflow.weights import DECODERS, DEFAULT, available, checkpoint_file, perceptual_file, weight_file
 
 STRIDE = 16
-
-
-def available() -> list[str]:
-    """Names of the presets whose weights are shipped."""
-    names = sorted(path.stem for path in weights_folder().glob("*.safetensors"))
-    return [name for name in names if not name.endswith(("-ablation", "-perceptual", "features"))]
 
 
 def shipped_id(name: str) -> str | None:
     """Hex digits of the model id of a shipped preset, by its metadata, which `export` writes."""
     return read_metadata(weight_file(f"{name}.safetensors")).get("model_id")
+
+
+def maker(header: Header) -> str | None:
+    """The shipped preset that a file was made by, if it was one."""
+    return next((name for name in available() if shipped_id(name) == header.model_id.hex()), None)
 
 
 def load(name: str | Path = DEFAULT, device: str = "cpu", decoder: str = "fidelity") -> "Codec":
@@ -41,8 +42,9 @@ def load(name: str | Path = DEFAULT, device: str = "cpu", decoder: str = "fideli
 
     Raises:
         CheckpointError: there is no such checkpoint, it cannot be read, or it has no perceptual decoder.
-        HybridFlowError: there is no such decoder.
+        HybridFlowError: there is no such decoder, or no such device.
     """
+    require_device(device)
     if decoder not in DECODERS:
         raise HybridFlowError(f"there is no decoder {decoder!r}: choose one of {', '.join(DECODERS)}")
     path = checkpoint_file(name)
@@ -135,23 +137,29 @@ class Codec:
         points = self.operating_points
         if schedule is not None:
             points = [(q, schedule) for q in range(QUALITIES)]
-        number, data = _largest_within(points, attempt, max_bytes)
+        mend = "allow more" if schedule is None else "allow more, or leave the schedule to the model"
+        number, data = _largest_within(points, attempt, max_bytes, mend)
         if effort:
             refined = (attempt(point, effort) for point in reversed(points[: number + 1]))
             data = next((better for better in refined if len(better) <= max_bytes), data)
         return data
 
-    def decode(self, data: bytes, *, preview: bool = False, salvage: bool = False) -> Image.Image:
+    def decode(
+        self, data: bytes | str | os.PathLike, *, preview: bool = False, salvage: bool = False
+    ) -> Image.Image:
         """Decode one file to an RGB image of the original's size.
 
         Args:
+            data: the file's bytes, or its path.
             preview: leave the sent indices out and predict them all: quicker, and all that a cut file may allow.
             salvage: accept a cut file whose continuous stream is whole, and use the indices that are there.
 
         Raises:
             FormatError: the file is not an `.hf` file, or is damaged.
             ModelMismatchError: another checkpoint made it.
+            HybridFlowError: it cannot be read.
         """
+        data = _file_bytes(data)
         try:
             header, stream = self._open(data)
             salvage = False  # it is whole
@@ -167,12 +175,13 @@ class Codec:
         pixels = self.model.synthesise(coded, header.quality, decoder=self.decoder)
         return tensor_to_image(pixels[..., : header.height, : header.width])
 
-    def info(self, data: bytes) -> dict:
-        """What a file says of itself, with the bytes of each of its sections.
+    def info(self, data: bytes | str | os.PathLike) -> dict:
+        """What a file, its bytes or its path, says of itself, with the bytes of each of its sections.
 
         Raises:
-            FormatError, ModelMismatchError: as `decode`.
+            FormatError, ModelMismatchError, HybridFlowError: as `decode`.
         """
+        data = _file_bytes(data)
         header, stream = self._open(data)
         h, w = -(-header.height // STRIDE), -(-header.width // STRIDE)
         bits: dict[str, float] = {}
@@ -194,11 +203,9 @@ class Codec:
     def _open(self, data: bytes, check: bool = True) -> tuple[Header, bytes]:
         header, stream = unpack(data, check=check)
         if header.model_id != self._id:
-            made_by = header.model_id.hex()
-            maker = next((name for name in available() if shipped_id(name) == made_by), None)
-            mend = f"choose preset {maker}" if maker else "name the checkpoint that made it with --checkpoint"
-            ours = f"{self.name} ({self.model_id})"
-            raise ModelMismatchError(f"the file was made by model {made_by}, this is {ours}: {mend}")
+            preset, ours = maker(header), f"{self.name} ({self.model_id})"
+            mend = f"choose preset {preset}" if preset else "name the checkpoint that made it with --checkpoint"
+            raise ModelMismatchError(f"the file was made by model {header.model_id.hex()}, this is {ours}: {mend}")
         return header, stream
 
     def analyse(self, picture: Image.Image) -> Analysed:
@@ -218,13 +225,22 @@ class Codec:
         return min(self.operating_points, key=lambda point: abs(point[0] - quality))[1]
 
 
-def _largest_within(points: list, attempt: Callable[[tuple[int, str]], bytes], limit: int) -> tuple[int, bytes]:
+def _file_bytes(source: bytes | str | os.PathLike) -> bytes:
+    if not isinstance(source, (str, os.PathLike)):
+        return bytes(source)
+    try:
+        return Path(source).read_bytes()
+    except OSError as error:
+        raise HybridFlowError(f"cannot read {source} ({error.strerror}): check the path") from None
+
+
+def _largest_within(
+    points: list, attempt: Callable[[tuple[int, str]], bytes], limit: int, mend: str
+) -> tuple[int, bytes]:
     """The number of the last point within the limit, and its file, found by bisection: sizes grow along the points."""
     best, low, high = attempt(points[0]), 0, len(points) - 1
     if len(best) > limit:
-        raise HybridFlowError(
-            f"the smallest file has {len(best)} bytes, over the {limit} allowed: allow more, or choose no schedule"
-        )
+        raise HybridFlowError(f"the smallest file has {len(best)} bytes, over the {limit} allowed: {mend}")
     while low < high:
         middle = (low + high + 1) // 2
         data = attempt(points[middle])

@@ -1,5 +1,7 @@
 """Complexity-aware dynamic masking: the schedule of every region, chosen by distortion + lambda * rate."""
 
+import functools
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -27,9 +29,10 @@ def error_map(x: Tensor, x_hat: Tensor, lpips: torch.nn.Module) -> Tensor:
     return errors[..., :height, :width]
 
 
-def spatial_lpips() -> torch.nn.Module:
+@functools.cache
+def spatial_lpips(device: torch.device) -> torch.nn.Module:
     """LPIPS-Alex that returns a map (B,1,H,W) instead of its mean."""
-    module = load_lpips()
+    module = load_lpips().to(device)
     module.spatial = True
     return module
 

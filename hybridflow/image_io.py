@@ -1,6 +1,5 @@
-"""Pictures in and out: whatever Pillow opens or an array holds becomes 8-bit sRGB; files are written whole or not."""
+"""Pictures in and out: whatever Pillow opens or an array holds becomes 8-bit sRGB."""
 
-import contextlib
 import io
 import os
 import warnings
@@ -11,6 +10,7 @@ from PIL import Image, ImageCms, ImageOps
 
 from hybridflow.container import MAX_PIXELS, too_large
 from hybridflow.errors import HybridFlowError, ImageError
+from hybridflow.saving import write_atomic
 
 _SRGB = ImageCms.createProfile("sRGB")
 
@@ -57,48 +57,34 @@ def encode_image(image: Image.Image, suffix: str = ".png") -> bytes:
     """The bytes of an image file, its format by the suffix that its name would have; lossy formats at quality 95.
 
     Raises:
-        ImageError: no format that Pillow writes has that suffix.
+        ImageError: no format that Pillow writes has that suffix, or it holds no RGB.
     """
+    file_format, buffer = writable_format(suffix), io.BytesIO()
+    try:
+        image.save(buffer, file_format, quality=95)
+    except OSError as error:
+        raise ImageError(f"{suffix} cannot hold the picture ({error}): choose a name that ends in .png") from None
+    return buffer.getvalue()
+
+
+def writable_format(suffix: str) -> str:
+    """Pillow's name of the format with that suffix; call it before long work. Raises ImageError if it writes none."""
     file_format = Image.registered_extensions().get(suffix.lower())
     if file_format not in Image.SAVE:
         name = suffix or "a name without suffix"
         raise ImageError(f"no image format is written as {name}: choose a name that ends in .png")
-    buffer = io.BytesIO()
-    image.save(buffer, file_format, quality=95)
-    return buffer.getvalue()
+    return file_format
+
+
+def looks_like_image(path: str | os.PathLike) -> bool:
+    """Whether a file of that name is a picture that Pillow opens; hidden files are not."""
+    file_format = Image.registered_extensions().get(Path(path).suffix.lower())
+    return file_format in Image.OPEN and not Path(path).name.startswith(".")
 
 
 def write_image(image: Image.Image, path: str | os.PathLike, *, force: bool = False) -> None:
     """Write an image file, made by :func:`encode_image` and put there by :func:`write_atomic`; raises as they do."""
     write_atomic(path, encode_image(image, Path(path).suffix), force=force)
-
-
-def write_atomic(path: str | os.PathLike, data: bytes, *, force: bool = False) -> None:
-    """Write a file whole or not at all: into a new file beside it, which then takes its name.
-
-    Raises:
-        HybridFlowError: the file exists and force is not set, or it cannot be written.
-    """
-    path = Path(path)
-    refuse_overwrite(path, force=force)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        part.write_bytes(data)
-        os.replace(part, path)
-    except OSError as error:
-        raise HybridFlowError(f"cannot write {path} ({error.strerror}): choose another place with -o") from None
-    finally:
-        with contextlib.suppress(OSError):
-            part.unlink()
-
-
-def refuse_overwrite(path: str | os.PathLike, *, force: bool = False) -> None:
-    """Raise HybridFlowError if something is at path that must not be replaced; call it before long work."""
-    path = Path(path)
-    if path.exists() and not path.is_file():
-        raise HybridFlowError(f"{path} is not a file: choose another name with -o (- for standard output)")
-    if path.exists() and not force:
-        raise HybridFlowError(f"{path} exists: choose another name with -o, or replace it with --force")
 
 
 def _read_file(path: str | os.PathLike) -> bytes:

@@ -410,7 +410,7 @@ class HybridFlow(CompressionModel):
         indices = torch.from_numpy(analysed.indices)[None].to(device)
         y_hat = self.y_hat(y, quality)
         gained = torch.from_numpy(y)[None].to(device).float() / MEAN_STEPS
-        lpips = spatial_lpips().to(device)
+        lpips = spatial_lpips(device)
         errors, index_bits = [], []
         for schedule in UNIFORM_SCHEDULES:
             sent = schedule_mask(schedule, *indices.shape[1:], device)[None]

@@ -1,6 +1,17 @@
-"""Where networks may run in bfloat16: a processor that only emulates it is up to 70 times slower than in float32."""
+"""Where networks run, and where in bfloat16: a processor that emulates it is up to 70 times slower than in float32."""
 
 import torch
+
+from hybridflow.errors import HybridFlowError
+
+
+def require_device(device: str) -> None:
+    """Raise HybridFlowError unless networks can run on "cpu", or on "cuda", here."""
+    kind = str(device).partition(":")[0]
+    if kind not in ("cpu", "cuda"):
+        raise HybridFlowError(f"networks do not run on {device!r}: choose cpu or cuda")
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise HybridFlowError("there is no GPU here that PyTorch can use: choose device cpu")
 
 
 def computes_in_bfloat16(device: str) -> bool:

@@ -20,14 +20,24 @@ def weights_folder() -> Path:
         return Path(__file__).resolve().parent.parent / "checkpoints"
 
 
+def available() -> list[str]:
+    """Names of the presets whose weights are shipped."""
+    names = sorted(path.stem for path in weights_folder().glob("*.safetensors"))
+    return [name for name in names if not name.endswith(("-ablation", "-perceptual", "features"))]
+
+
 def checkpoint_file(name: str | Path) -> Path:
     """Where a checkpoint lies: a shipped preset's, or one's own, whose path ends in a suffix.
 
     Raises:
         CheckpointError: no preset of that name is shipped.
     """
-    shipped = isinstance(name, str) and not Path(name).suffix
-    return weight_file(f"{name}.safetensors") if shipped else Path(name)
+    if not isinstance(name, str) or Path(name).suffix:
+        return Path(name)
+    if name not in available():
+        shipped = " or ".join(available()) or "a file of your own"
+        raise CheckpointError(f"no preset {name!r} is shipped: choose {shipped}")
+    return weight_file(f"{name}.safetensors")
 
 
 def perceptual_file(checkpoint: Path) -> Path:

@@ -96,6 +96,28 @@ def test_a_preset_or_folder_that_does_not_fit_is_refused(two_splits, tmp_path):
         Campaign("tiny", tmp_path / "out", None, None)
 
 
+def test_parts_that_were_copied_halfway_are_copied_again(two_splits, tmp_path, monkeypatch):
+    out, parts = tmp_path / "out", tmp_path / "parts"
+    parts.mkdir()
+    (parts / "campaign.json").write_text(json.dumps({"preset": "tiny", "stages": {"tokenizer": {"finished": True}}}))
+    (parts / "codebook.safetensors").write_bytes(b"weights")
+
+    def killed(source, target, **_):
+        target.mkdir(parents=True)
+        (target / "codebook.safetensors").write_bytes(b"wei")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(campaign.shutil, "copytree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            Campaign("tiny", out, parts, None).train(two_splits, 0, "cpu", [])
+    again = Campaign("tiny", out, parts, None)
+    assert again.next_stage == "continuous"
+    again.train(two_splits, 0, "cpu", [])
+    assert (out / "parts" / "codebook.safetensors").read_bytes() == b"weights"
+    assert Campaign("tiny", out, None, None).next_stage == "continuous"
+
+
 def test_the_command_says_what_comes_next(two_splits, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(campaign.Campaign, "train", lambda self, *arguments: None)
     assert main(["campaign", "--data", str(two_splits), "--out", str(tmp_path), "--minutes", "1"]) == 0

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import hybridflow
 from hybridflow.cli import TRAINING, _parser, main
 from hybridflow.container import unpack
 from hybridflow.errors import HybridFlowError
@@ -115,7 +116,9 @@ def test_a_folder_with_a_bad_file_in_it(run, tmp_path, capsys):
     picture(1).save(photos / "a.png")
     (photos / "b.jpg").write_text("not a photo")
     picture(2).save(photos / "c.webp")
-    (photos / "notes.txt").write_text("left alone")
+    for name in ("notes.txt", "paper.pdf", "._a.png"):
+        (photos / name).write_text("left alone")
+    (photos / "folder.jpg").mkdir()
 
     assert run("encode", photos, "-o", tmp_path / "packed") == 1
     out, err = capsys.readouterr()
@@ -245,10 +248,43 @@ def test_another_checkpoint(encoded, other_checkpoint_path, capsys):
     assert names(encoded.parent) == before
 
 
+def test_files_are_read_by_the_shipped_weights_that_made_them(photo, tmp_path, capsys):
+    for preset in ("tiny", "base"):
+        assert main(["encode", str(photo), "--preset", preset, "-o", f"{tmp_path}/{preset}/"]) == 0
+    files = [str(tmp_path / preset / "photo.hf") for preset in ("tiny", "base")]
+    capsys.readouterr()
+    assert main(["info", *files]) == 0
+    assert re.findall(r"\((\w+)\)", capsys.readouterr().out) == ["tiny", "base"]
+    assert main(["decode", files[0]]) == 0 and main(["compare", str(photo), files[0]]) == 0
+    assert main(["decode", files[0], "--preset", "base", "--force"]) == 1
+    assert "choose preset tiny" in capsys.readouterr().err
+
+
+def test_the_version(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["--version"])
+    assert ended.value.code == 0 and capsys.readouterr().out == f"hybridflow {hybridflow.__version__}\n"
+
+
+def test_a_reader_that_has_enough_is_no_error(encoded, checkpoint_path):
+    command = [sys.executable, "-m", "hybridflow", "info", "--checkpoint", str(checkpoint_path), *[str(encoded)] * 2]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.close()
+        assert process.stderr.read() == b"" and process.wait() == 1
+
+
+def test_a_format_that_cannot_be_written_is_refused_before_work(run, encoded, tmp_path, capsys):
+    for name in ("photo.pdfx", "photo.xbm", "photo"):
+        assert run("decode", encoded, "-o", tmp_path / name) == 1
+        assert ".png" in the_error(capsys)
+    assert names(tmp_path) == ["photo.hf", "photo.jpg"]
+
+
 def test_no_checkpoint(photo, tmp_path, capsys):
     (tmp_path / "text.safetensors").write_text("no weights")
     text = str(tmp_path / "text.safetensors")
-    for options in (["--preset", "enormous"], ["--checkpoint", "missing"], ["--checkpoint", text]):
+    wrong = ["--preset", "enormous"], ["--checkpoint", "missing"], ["--checkpoint", ""], ["--checkpoint", text]
+    for options in wrong:
         assert main(["encode", str(photo), *options]) == 1
         the_error(capsys)
     assert not photo.with_suffix(".hf").exists()
@@ -293,6 +329,7 @@ def test_an_empty_folder(run, tmp_path, capsys):
         ["--preset", "tiny", "--checkpoint", "file"],
         ["--device", "abacus"],
         ["--decoder", "perceptual"],
+        [""],
         ["other.jpg", "-o", "-"],
         ["-"],
     ],

@@ -227,9 +227,29 @@ def test_load_takes_paths_and_names_what_is_there(checkpoint_path, picture):
     codec = hybridflow.load(checkpoint_path)
     assert codec.name == checkpoint_path.stem and codec.model.preset == SMALL
     assert codec.decode(codec.encode(picture)).size == picture.size
-    with pytest.raises(CheckpointError, match="no weights named"):
+    with pytest.raises(CheckpointError, match="no preset 'absent' is shipped: choose base or tiny"):
         hybridflow.load("absent")
     assert not {name for name in hybridflow.available() if name.endswith(("ablation", "perceptual", "features"))}
+
+
+def test_files_are_read_by_path_too(codec, picture, tmp_path):
+    data, path = codec.encode(picture), tmp_path / "photo.hf"
+    path.write_bytes(data)
+    for source in (path, str(path), bytearray(data), memoryview(data)):
+        assert codec.decode(source) == codec.decode(data) and codec.info(source) == codec.info(data)
+    with pytest.raises(HybridFlowError, match="missing.hf.*check the path"):
+        codec.decode(tmp_path / "missing.hf")
+
+
+def test_a_device_that_is_not_there_is_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for device in ("cuda", "cuda:1", "abacus"):
+        with pytest.raises(HybridFlowError, match="choose"):
+            hybridflow.load(device=device)
+
+
+def test_the_package_names_what_it_offers():
+    assert {"Codec", "HybridFlowError", "available", "load"} <= set(dir(hybridflow))
 
 
 def test_every_file_decodes_with_both_decoders(perceptual_checkpoint_path, picture):

@@ -62,7 +62,7 @@ def test_schedules_of_equal_worth_follow_those_before_them():
 
 @pytest.fixture(scope="module")
 def lpips():
-    return spatial_lpips()
+    return spatial_lpips(torch.device("cpu"))
 
 
 @pytest.mark.parametrize("height, width", [(16, 16), (16, 48), (64, 32)])

@@ -54,6 +54,21 @@ def test_a_checkpoint_that_is_too_large_is_refused(every_part, two_splits, tmp_p
     assert "more than 1,000" in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("command", ["export", "freeze", "split"])
+def test_nothing_is_replaced_without_force(command, every_part, two_splits, tmp_path, capsys):
+    out = tmp_path / "frozen.safetensors" if command == "freeze" else tmp_path / "out"
+    arguments = [command, str(every_part), "--out", str(out)]
+    arguments += ["--parts", "codebook", "predictor"] if command == "split" else ["--data", str(two_splits)]
+    assert main(arguments) == 0
+    files = [out] if command == "freeze" else sorted(out.iterdir())
+    for file in files[1:]:
+        file.unlink()
+    files[0].write_bytes(b"precious")
+    assert main(arguments) == 1 and "--force" in capsys.readouterr().err
+    assert files[0].read_bytes() == b"precious" and not any(file.exists() for file in files[1:])
+    assert main([*arguments, "--force"]) == 0 and all(file.stat().st_size > 1000 for file in files)
+
+
 def test_a_folder_of_parts_is_exported_too(every_part, two_splits, tmp_path):
     weights = load_file(every_part)
     (tmp_path / "parts").mkdir()

@@ -10,8 +10,8 @@ import torch
 from PIL import Image, ImageCms
 
 from hybridflow import container
-from hybridflow.errors import HybridFlowError, ImageError
-from hybridflow.image_io import encode_image, image_to_tensor, read_image, tensor_to_image, write_atomic, write_image
+from hybridflow.errors import ImageError
+from hybridflow.image_io import encode_image, image_to_tensor, read_image, tensor_to_image, write_image
 
 RED, GREEN, GREY = (255, 0, 0), (0, 255, 0), (128, 128, 128)
 
@@ -225,29 +225,3 @@ def test_images_are_written_in_the_format_of_their_name(photo, tmp_path):
             write_image(photo, tmp_path / name)
     assert sorted(os.listdir(tmp_path)) == ["a.JPG", "a.png"]
     assert read_image(encode_image(photo)) == photo
-
-
-def test_nothing_is_replaced_without_force(tmp_path):
-    path = tmp_path / "file"
-    write_atomic(path, b"first")
-    with pytest.raises(HybridFlowError, match="--force"):
-        write_atomic(path, b"second")
-    assert path.read_bytes() == b"first"
-    write_atomic(path, b"second", force=True)
-    assert path.read_bytes() == b"second"
-
-
-def test_files_are_written_whole_or_not_at_all(tmp_path, monkeypatch):
-    def full_disk(*_):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "replace", full_disk)
-    with pytest.raises(HybridFlowError, match="No space left"):
-        write_atomic(tmp_path / "file", b"data")
-    assert os.listdir(tmp_path) == []
-
-
-def test_places_that_hold_no_file_are_refused(tmp_path):
-    for path in (tmp_path / "no" / "folder", tmp_path, "/dev/null"):
-        with pytest.raises(HybridFlowError, match="-o"):
-            write_atomic(path, b"data", force=True)

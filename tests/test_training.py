@@ -6,9 +6,11 @@ import json
 import subprocess
 import sys
 import tarfile
+import warnings
 from dataclasses import replace
 from importlib import resources
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -23,7 +25,7 @@ from hybridflow.draws import Draws
 from hybridflow.errors import TrainingError
 from hybridflow.model import PRESETS
 from hybridflow.training.config import TrainConfig, load_config
-from hybridflow.training.data import Augmentation, PackedPhotos, PhotoSet, jitter_colour
+from hybridflow.training.data import Augmentation, PackedPhotos, PhotoSet, decode_photo, jitter_colour, validation_crops
 from hybridflow.training.freeze import freeze_weights
 from hybridflow.training.loop import Run, start_processes
 from hybridflow.training.stages import STAGES, Stage
@@ -352,7 +354,9 @@ def test_the_command_trains_resumes_and_says_where_photos_are_missing(folder, tm
     assert "--resume" in capsys.readouterr().err
     assert main([*common, "--max-steps", "2", "--resume"]) == 0
     assert "2 steps" in capsys.readouterr().out
-    assert torch.load(tmp_path / "run" / "state.pt", weights_only=True)["step"] == 2
+    assert main([*common, "max_steps=3", "--max-minutes", "5", "--resume"]) == 0
+    assert "3 steps" in capsys.readouterr().out
+    assert torch.load(tmp_path / "run" / "state.pt", weights_only=True)["step"] == 3
     (tmp_path / "empty").mkdir()
     capsys.readouterr()
     assert main(["train", "continuous", "--data", str(tmp_path / "empty"), "--out", str(tmp_path / "none")]) != 0
@@ -409,8 +413,32 @@ def test_broken_images_are_named_and_small_ones_left_out(crops, tmp_path):
     assert all(name in str(caught[0].message) for name in broken)
 
 
+def test_what_lies_beside_the_photos_is_left_alone(crops, tmp_path):
+    files = {"a.png": encoded(crops[0]), "a.json": b"{}", "._a.png": b"of a Mac", "b.pdf": b"%PDF"}
+    write_shard(tmp_path / "s.tar", files)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert len(PhotoSet(tmp_path).photos) == 1
+
+
+def test_photos_are_trained_on_as_they_are_encoded(tmp_path):
+    deep = np.linspace(20000, 40000, 64 * 64).reshape(64, 64).astype(np.uint16)
+    Image.fromarray(deep).save(tmp_path / "deep.png")
+    (photo,) = PhotoSet(tmp_path).photos
+    assert photo[0].float().mean() == pytest.approx(30000 / 257, abs=0.5)
+
+
+def test_only_so_many_photos_are_decoded_as_are_wanted(crops, tmp_path, monkeypatch):
+    write_shard(tmp_path / "s.tar", {f"{50 * number}.png": encoded(crops[0]) for number in range(200)})
+    decoded = []
+    monkeypatch.setattr(
+        "hybridflow.training.data.decode_photo", lambda named: decoded.append(named[0]) or decode_photo(named)
+    )
+    assert len(validation_crops(tmp_path, 3, 64)) == 3 and len(decoded) < 100
+
+
 def test_a_folder_without_photos(tmp_path):
-    with pytest.raises(TrainingError, match="no validation photo"):
+    with pytest.raises(TrainingError, match="no validation photo .*multiple of 50"):
         PhotoSet(tmp_path, "validation")
 
 

@@ -17,7 +17,7 @@ from hybridflow.training.config import load_config, load_plan
 from hybridflow.training.data import PhotoSet, validation_crops
 from hybridflow.training.freeze import SIDE, freeze_weights
 from hybridflow.training.loop import Run, start_processes
-from hybridflow.training.saving import replace_atomically
+from hybridflow.saving import replace_atomically
 from hybridflow.training.stages import STAGES
 from hybridflow.training.streaming import open_photos
 
@@ -73,7 +73,9 @@ class Campaign:
         end = time.monotonic() + 60 * minutes
         accelerator = start_processes(device)
         if self.init is not None and accelerator.is_main_process:
-            shutil.copytree(self.init, self.parts)
+            copied = self.out / "copied"  # a kill in the middle leaves no half of it as parts
+            shutil.copytree(self.init, copied, dirs_exist_ok=True)
+            copied.rename(self.parts)
 
         def minutes_left() -> float:
             """The same in every process."""
@@ -113,7 +115,7 @@ class Campaign:
     def _put(self, weights: Path, names: Iterable[str]) -> None:
         """Let parts of a run's weights take their place in `parts`, where a kill leaves each file old or new."""
         self.parts.mkdir(parents=True, exist_ok=True)
-        for path in split_parts(weights, self.out / "new", names):
+        for path in split_parts(weights, self.out / "new", names, force=True):
             path.replace(self.parts / path.name)
 
     def _keep(self, stage: str, run: Run, steps: int) -> None:

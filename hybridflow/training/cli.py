@@ -10,6 +10,7 @@ from textwrap import dedent, fill, indent
 
 from hybridflow.checkpoint import split_parts
 from hybridflow.model import PRESETS
+from hybridflow.saving import refuse_overwrite
 from hybridflow.training.config import TrainConfig, load_config
 from hybridflow.training.stages import STAGES
 
@@ -86,6 +87,7 @@ def _add_split(subparsers) -> None:
     parser.add_argument("weights", type=Path, help="weights.safetensors of a run")
     parser.add_argument("--out", type=Path, required=True, help="folder to write to")
     parser.add_argument("--parts", nargs="+", required=True, metavar="PART", help="some of those below")
+    _add_force(parser)
     parser.set_defaults(run=_split)
 
 
@@ -101,6 +103,7 @@ def _add_freeze(subparsers) -> None:
     )
     _add_trained(parser)
     parser.add_argument("--out", type=Path, required=True, help="safetensors to write")
+    _add_force(parser)
     parser.set_defaults(run=_freeze)
 
 
@@ -113,12 +116,13 @@ def _add_export(subparsers) -> None:
         "of `decode --decoder perceptual`.",
         epilog="examples:\n"
         "  hybridflow export runs/refit/weights.safetensors --data photos/ --out checkpoints/\n"
-        "  hybridflow export runs/perceptual/weights.safetensors --data photos/ --out checkpoints/",
+        "  hybridflow export runs/perceptual/weights.safetensors --data photos/ --out checkpoints/ --force",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     _add_trained(parser)
     parser.add_argument("--out", type=Path, required=True, help="folder to write to")
     parser.add_argument("--name", help="of the checkpoint (default: the preset's)")
+    _add_force(parser)
     parser.set_defaults(run=_export)
 
 
@@ -126,6 +130,10 @@ def _add_trained(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("weights", type=Path, help="weights.safetensors of a run, or a folder of parts")
     _add_preset(parser)
     _add_data(parser)
+
+
+def _add_force(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--force", action="store_true", help="replace files that exist")
 
 
 def _add_preset(parser: argparse.ArgumentParser) -> None:
@@ -154,15 +162,16 @@ def _settings() -> str:
 
 def _train(args: argparse.Namespace) -> int:
     from hybridflow.training.data import validation_crops
-    from hybridflow.training.loop import Run, start_processes
+    from hybridflow.training.loop import Run, check_folder, start_processes
     from hybridflow.training.streaming import open_photos
 
     settings = list(args.set)
     if args.max_minutes is not None:
-        settings += [f"max_minutes={args.max_minutes}", "max_steps=null"]
+        settings = ["max_steps=null", *settings, f"max_minutes={args.max_minutes}"]
     if args.max_steps is not None:
         settings.append(f"max_steps={args.max_steps}")
     config = load_config(args.stage, args.preset, settings)
+    check_folder(args.out, args.resume)
     accelerator = start_processes(args.device)
     photos = open_photos(args.data, config, accelerator.device)
     validation = validation_crops(args.data, config.validation_crops, config.crop)
@@ -187,7 +196,7 @@ def _campaign(args: argparse.Namespace) -> int:
 
 
 def _split(args: argparse.Namespace) -> int:
-    for path in split_parts(args.weights, args.out, args.parts):
+    for path in split_parts(args.weights, args.out, args.parts, args.force):
         print(f"{path}: {path.stat().st_size:,} bytes")
     return 0
 
@@ -196,6 +205,7 @@ def _freeze(args: argparse.Namespace) -> int:
     from hybridflow.training.data import PhotoSet
     from hybridflow.training.freeze import SIDE, freeze_weights
 
+    refuse_overwrite(args.out, force=args.force)
     photos = PhotoSet(args.data, "validation", min_side=SIDE)
     freeze_weights(args.weights, args.preset, args.out, photos)
     print(f"{args.out}: {args.out.stat().st_size:,} bytes")
@@ -207,6 +217,7 @@ def _export(args: argparse.Namespace) -> int:
     from hybridflow.training.export import SIDE, export
 
     photos = PhotoSet(args.data, "validation", min_side=SIDE)
-    for path in export(args.weights, args.preset, args.out, args.name or args.preset, photos):
+    name = args.name or args.preset
+    for path in export(args.weights, args.preset, args.out, name, photos, force=args.force):
         print(f"{path}: {path.stat().st_size:,} bytes")
     return 0

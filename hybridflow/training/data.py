@@ -1,25 +1,27 @@
 """Photos, decoded once into uint8 memory, and random crops of them made on the device that trains."""
 
-import io
 import tarfile
 import warnings
+from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
 from hybridflow.draws import Draws
-from hybridflow.errors import TrainingError
+from hybridflow.errors import ImageError, TrainingError
+from hybridflow.image_io import looks_like_image, read_image
 
 VALIDATION_STRIDE = 50
 """Images whose number is a multiple of this are the validation split: never trained on."""
+
+_HELD_OUT = f"(whose name's number is a multiple of {VALIDATION_STRIDE})"
 
 AREA_POWER = 1.5
 """A photo's chance goes by its area to this power: large photos, as smooth as those that users bring, are few."""
@@ -32,7 +34,12 @@ def in_split(name: str, split: str) -> bool:
     return held_out == (split == "validation")
 
 
-def _files(folder: Path) -> Iterator[tuple[str, bytes]]:
+def _files(folder: Path, split: str) -> Iterator[tuple[str, bytes]]:
+    """Names and bytes of the pictures of a split, those of tar shards too."""
+
+    def wanted(name: str) -> bool:
+        return looks_like_image(name) and in_split(name, split)
+
     if not folder.is_dir():
         raise TrainingError(f"{folder} is not a folder: name one of .tar shards or images")
     for path in sorted(folder.iterdir()):
@@ -40,28 +47,40 @@ def _files(folder: Path) -> Iterator[tuple[str, bytes]]:
             try:
                 with tarfile.open(path) as shard:
                     for member in shard:
-                        if member.isfile():
+                        if member.isfile() and wanted(member.name):
                             yield member.name, shard.extractfile(member).read()
             except tarfile.TarError as error:
                 raise TrainingError(f"{path} is damaged ({error}): get or make the shard again") from None
-        elif path.suffix.lower() in Image.registered_extensions():
+        elif wanted(path.name):
             yield path.name, path.read_bytes()
 
 
 def decode_photo(named: tuple[str, bytes]) -> tuple[str, np.ndarray | None]:
-    """A file's name and bytes -> its name and pixels (H,W,3) uint8, or None if it is broken."""
+    """A file's name and bytes -> its name and pixels (H,W,3) uint8 as an encoder sees them, or None if it is broken."""
     name, data = named
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            return name, np.array(image.convert("RGB"))
-    except Exception:  # damaged files make Pillow's plugins raise almost anything
+        return name, np.array(read_image(data))
+    except ImageError:
         return name, None
+
+
+def _decoded(files: Iterator[tuple[str, bytes]]) -> Iterator[tuple[str, np.ndarray | None]]:
+    """`decode_photo` of each, in order, by as many threads as there are cores, a few files ahead of what is taken."""
+    with ThreadPoolExecutor() as pool:
+        ahead: deque[Future] = deque()
+        for named in files:
+            ahead.append(pool.submit(decode_photo, named))
+            if len(ahead) > 64:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
 
 
 def name_broken(names: list[str]) -> None:
     """Warn of images that were skipped."""
     if names:
-        warnings.warn(f"skipped {len(names)} broken images: {', '.join(names)}", stacklevel=3)
+        few = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+        warnings.warn(f"skipped {len(names)} broken images: {few}", stacklevel=3)
 
 
 class Augmentation(NamedTuple):
@@ -145,6 +164,7 @@ class PhotoSet(PackedPhotos):
         split: "train", or "validation" (numbers divisible by `VALIDATION_STRIDE`).
         device: where the pixels are kept.
         min_side: smaller photos are left out.
+        limit: take the first so many alone.
 
     Raises:
         TrainingError: there is no such folder, it holds no photo of the split, or a shard is damaged.
@@ -157,19 +177,21 @@ class PhotoSet(PackedPhotos):
         device: torch.device | str = "cpu",
         min_side: int = 1,
         augmentation: Augmentation = Augmentation(),
+        limit: int | None = None,
     ) -> None:
         photos, broken = [], []
-        with ThreadPoolExecutor() as pool:
-            files = (named for named in _files(Path(folder)) if in_split(named[0], split))
-            bar = tqdm(pool.map(decode_photo, files), desc=f"decoding {split} photos", unit=" photos", mininterval=5)
-            for name, pixels in bar:
-                if pixels is None:
-                    broken.append(name)
-                elif min(pixels.shape[:2]) >= min_side:
-                    photos.append(pixels)
+        decoded = _decoded(_files(Path(folder), split))
+        for name, pixels in tqdm(decoded, desc=f"decoding {split} photos", unit=" photos", mininterval=5):
+            if pixels is None:
+                broken.append(name)
+            elif min(pixels.shape[:2]) >= min_side:
+                photos.append(pixels)
+            if len(photos) == limit:
+                break
         name_broken(broken)
         if not photos:
-            wanted = f"no {split} photo of at least {min_side} pixels a side"
+            rule = f" {_HELD_OUT}" if split == "validation" else ""
+            wanted = f"no {split} photo{rule} of at least {min_side} pixels a side"
             raise TrainingError(f"{folder}: {wanted}: name a folder of .tar shards or images")
         super().__init__(photos, device)
         self.augmentation = augmentation
@@ -195,7 +217,7 @@ def validation_crops(folder: str | Path, count: int, size: int) -> Tensor | None
     """At most `count` crops (N,3,size,size) in [0,1] of the validation split, always the same; None, and a warning, if
     there is no photo for it."""
     try:
-        return PhotoSet(folder, "validation", min_side=size).centre_crops(count, size)
+        return PhotoSet(folder, "validation", min_side=size, limit=count).centre_crops(count, size)
     except TrainingError as error:
         warnings.warn(f"{error}; training goes on without validation", stacklevel=2)
         return None

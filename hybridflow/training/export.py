@@ -23,6 +23,7 @@ from hybridflow.losses import LPIPS_WEIGHT, pixel_errors
 from hybridflow.masking import UNIFORM_SCHEDULES
 from hybridflow.metrics import load_lpips
 from hybridflow.model import HybridFlow
+from hybridflow.saving import refuse_overwrite
 from hybridflow.training.data import PhotoSet
 from hybridflow.training.freeze import COUNT, freeze
 from hybridflow.weights import ablation_file, perceptual_file
@@ -76,7 +77,9 @@ def _distortion(x: Tensor, x_hat: Tensor, lpips: torch.nn.Module) -> float:
     return float(pixel_errors(x, x_hat).mean() + LPIPS_WEIGHT * lpips(2 * x - 1, 2 * x_hat - 1))
 
 
-def export(weights: Path, preset: str, out: Path, name: str, photos: PhotoSet, count: int = 24) -> list[Path]:
+def export(
+    weights: Path, preset: str, out: Path, name: str, photos: PhotoSet, count: int = 24, force: bool = False
+) -> list[Path]:
     """Write `NAME.safetensors`, all that encodes and decodes, `NAME-ablation.safetensors`, which comparisons and
     training need, and `NAME-perceptual.safetensors`, the second decoder, if the weights hold it. What is not frozen
     yet, the index prior after `refit` at least, is frozen here.
@@ -90,6 +93,7 @@ def export(weights: Path, preset: str, out: Path, name: str, photos: PhotoSet, c
 
     Raises:
         TrainingError: the checkpoint would be larger than `LARGEST_RELEASE`.
+        HybridFlowError: a file exists and force is not set.
     """
     model = HybridFlow(preset)
     model.add_perceptual()
@@ -98,15 +102,18 @@ def export(weights: Path, preset: str, out: Path, name: str, photos: PhotoSet, c
     if size > LARGEST_RELEASE:
         raise TrainingError(f"{preset} takes {size:,} bytes, more than {LARGEST_RELEASE:,}: make the preset smaller")
     loaded = load_parts(weights, model, ablations)
+    checkpoint = out / f"{name}.safetensors"
+    paths = [checkpoint, ablation_file(checkpoint)]
+    if "perceptual" in loaded:
+        paths.append(perceptual_file(checkpoint))
+    for path in paths:
+        refuse_overwrite(path, force=force)
     freeze(model, photos.centre_crops(COUNT, SIDE))
     model.half().float().eval()  # the points are chosen for what will be loaded
     points = choose_operating_points(model, photos, count)
     out.mkdir(parents=True, exist_ok=True)
-    checkpoint = out / f"{name}.safetensors"
-    paths = [checkpoint, ablation_file(checkpoint)]
     save_release(paths[0], model, {"operating_points": json.dumps(points), "model_id": model_id(model).hex()})
     save_ablation(paths[1], model, ablations, loaded)
     if "perceptual" in loaded:
-        paths.append(perceptual_file(checkpoint))
-        save_perceptual(paths[-1], model)
+        save_perceptual(paths[2], model)
     return paths

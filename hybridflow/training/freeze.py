@@ -24,6 +24,7 @@ from hybridflow.exact import ACTIVATION_MAX, EXPONENTIALS, LOGIT_STEPS, SHIFT, I
 from hybridflow.masking import random_mask
 from hybridflow.model import HybridFlow
 from hybridflow.probability import MEAN_STEPS, ContextModel, QualityTable
+from hybridflow.saving import replace_atomically
 from hybridflow.training.data import PhotoSet
 
 COUNT, SIDE = 64, 256
@@ -75,7 +76,8 @@ def freeze_weights(weights: Path, preset: str, out: Path, photos: PhotoSet) -> N
     freeze(model, photos.centre_crops(COUNT, SIDE))
     out.parent.mkdir(parents=True, exist_ok=True)
     tensors = model.state_dict() | ablations.state_dict()
-    save_file({key: value.contiguous() for key, value in tensors.items() if key.partition(".")[0] in loaded}, out)
+    tensors = {key: value.contiguous() for key, value in tensors.items() if key.partition(".")[0] in loaded}
+    replace_atomically(out, lambda partial: save_file(tensors, partial))
 
 
 def _freeze_latent_model(codec: ContinuousCodec, batches: list[tuple[Tensor, Tensor]]) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from hybridflow.training.extra import needed
-from hybridflow.training.saving import replace_atomically
+from hybridflow.saving import replace_atomically
 
 PICTURES = 8
 

@@ -21,13 +21,13 @@ from hybridflow.distributed import mean_over_processes
 from hybridflow.draws import Draws
 from hybridflow.errors import TrainingError
 from hybridflow.model import HybridFlow, Preset
-from hybridflow.precision import autocast
+from hybridflow.precision import autocast, require_device
 from hybridflow.training.config import TrainConfig
 from hybridflow.training.data import PhotoSet
 from hybridflow.training.extra import needed
 from hybridflow.training.journal import Journal
 from hybridflow.training.optimiser import hidden_weights, optimisers
-from hybridflow.training.saving import replace_atomically
+from hybridflow.saving import replace_atomically
 from hybridflow.training.stages import STAGES
 from hybridflow.training.validation import validate
 
@@ -39,11 +39,11 @@ def start_processes(device: str) -> Any:
     """Accelerate's `Accelerator` of this process, on "cpu" or "cuda".
 
     Raises:
-        TrainingError: Accelerate is not installed, or there is no such device.
+        TrainingError: Accelerate is not installed.
+        HybridFlowError: there is no such device.
     """
     accelerate = needed("accelerate")
-    if device not in ("cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):
-        raise TrainingError(f"there is no device {device!r} here: choose cpu, or cuda where there is a GPU")
+    require_device(device)
     return accelerate.Accelerator(cpu=device == "cpu", mixed_precision="no")
 
 
@@ -94,7 +94,7 @@ class Run:
         if self.share * config.accumulate * accelerator.num_processes != config.batch:
             parts = f"{accelerator.num_processes} processes x accumulate={config.accumulate}"
             raise TrainingError(f"batch={config.batch} cannot be split over {parts}: choose a multiple")
-        _check_folder(out, resume)
+        check_folder(out, resume)
         torch.manual_seed(config.seed)
         model = HybridFlow(preset)
         if STAGES[stage].decoder == "perceptual":
@@ -353,7 +353,8 @@ class Run:
             setattr(self, name, state[name])
 
 
-def _check_folder(out: Path, resume: bool) -> None:
+def check_folder(out: Path, resume: bool) -> None:
+    """Raise TrainingError if a run folder holds another run, or none to resume; call it before long work."""
     there = (out / "state.pt").exists()
     if there and not resume:
         raise TrainingError(f"{out} holds a run: go on with it by --resume, or name another folder by --out")

@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from hybridflow.draws import Draws
 from hybridflow.errors import TrainingError
+from hybridflow.image_io import looks_like_image
 from hybridflow.training.config import TrainConfig
 from hybridflow.training.data import Augmentation, PackedPhotos, PhotoSet, decode_photo, in_split, name_broken
 from hybridflow.training.extra import needed
@@ -21,8 +21,8 @@ from hybridflow.training.extra import needed
 def _named_file(sample: dict[str, Any]) -> tuple[str, bytes] | None:
     """A sample of webdataset, which sorts a shard's files by their names without suffix, as (name, bytes)."""
     for suffix, data in sample.items():
-        if "." + suffix.rpartition(".")[2].lower() in Image.registered_extensions():
-            return f"{sample['__key__']}.{suffix}", data
+        if looks_like_image(name := f"{sample['__key__']}.{suffix}"):
+            return name, data
     return None
 
 

@@ -1,0 +1,59 @@
+"""Files are written whole or not at all, and replaced only if that is wanted."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from hybridflow.errors import HybridFlowError
+
+
+def replace_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` fill a file beside `path`, then let it take the place of `path`, on the disk as in memory: a kill at
+    any moment leaves the last good file. Who may read it is left to the umask, whatever `write` thinks (safetensors
+    lets nobody else)."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        write(partial)
+        partial.chmod(0o666 & ~_umask())
+        _sync(partial)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+    _sync(path.parent)
+
+
+def write_atomic(path: str | os.PathLike, data: bytes, *, force: bool = False) -> None:
+    """Write a file whole or not at all.
+
+    Raises:
+        HybridFlowError: the file exists and force is not set, or it cannot be written.
+    """
+    path = Path(path)
+    refuse_overwrite(path, force=force)
+    try:
+        replace_atomically(path, lambda partial: partial.write_bytes(data))
+    except OSError as error:
+        raise HybridFlowError(f"cannot write {path} ({error.strerror}): choose another place") from None
+
+
+def refuse_overwrite(path: str | os.PathLike, *, force: bool = False) -> None:
+    """Raise HybridFlowError if something is at path that must not be replaced; call it before long work."""
+    path = Path(path)
+    if path.exists() and not path.is_file():
+        raise HybridFlowError(f"{path} is not a file: choose another name (- for standard output)")
+    if path.exists() and not force:
+        raise HybridFlowError(f"{path} exists: choose another name, or replace it with --force")
+
+
+def _umask() -> int:
+    mask = os.umask(0o077)  # it can only be read by setting it
+    os.umask(mask)
+    return mask
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

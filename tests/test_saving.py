@@ -1,0 +1,45 @@
+"""Files are written whole or not at all, and replaced only if that is wanted."""
+
+import os
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from hybridflow.errors import HybridFlowError
+from hybridflow.saving import replace_atomically, write_atomic
+
+
+def test_nothing_is_replaced_without_force(tmp_path):
+    path = tmp_path / "file"
+    write_atomic(path, b"first")
+    with pytest.raises(HybridFlowError, match="--force"):
+        write_atomic(path, b"second")
+    assert path.read_bytes() == b"first"
+    write_atomic(path, b"second", force=True)
+    assert path.read_bytes() == b"second"
+
+
+def test_files_are_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    def full_disk(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full_disk)
+    with pytest.raises(HybridFlowError, match="No space left"):
+        write_atomic(tmp_path / "file", b"data")
+    assert os.listdir(tmp_path) == []
+
+
+def test_places_that_hold_no_file_are_refused(tmp_path):
+    for path in (tmp_path / "no" / "folder", tmp_path, "/dev/null"):
+        with pytest.raises(HybridFlowError, match="choose another"):
+            write_atomic(path, b"data", force=True)
+
+
+def test_the_umask_says_who_may_read(tmp_path):
+    path, before = tmp_path / "weights.safetensors", os.umask(0o027)
+    try:
+        replace_atomically(path, lambda partial: save_file({"a": torch.zeros(1)}, partial))
+    finally:
+        os.umask(before)
+    assert path.stat().st_mode & 0o777 == 0o640
