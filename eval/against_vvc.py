@@ -18,7 +18,8 @@ from PIL import Image
 import hybridflow
 from eval import command
 from eval.ffmpeg import decode_vvc, encode_vvc
-from hybridflow.image_io import read_image
+from hybridflow.cli import positive
+from hybridflow.image_io import read_image, writable_format
 from hybridflow.metrics import lpips, psnr
 from hybridflow.side_by_side import side_by_side
 
@@ -54,11 +55,12 @@ def part(image: Image.Image, left: int | None) -> Image.Image:
 def main(argv: list[str] | None = None) -> int:
     parser = command.parser("against_vvc", __doc__)
     parser.add_argument("image", type=Path)
-    parser.add_argument("--bpp", type=float, default=0.03, help="ours is at or under that (%(default)s)")
+    parser.add_argument("--bpp", type=positive(float), default=0.03, help="ours is at or under that (%(default)s)")
     command.add_checkpoint(parser)
     parser.add_argument("--left", type=int, metavar="X", help="show the columns from this one on (the middle)")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="PNG")
     args = parser.parse_args(argv)
+    writable_format(args.output.suffix)
 
     original = read_image(args.image)
     codec = hybridflow.load(args.checkpoint)

@@ -6,6 +6,7 @@ not measured again. Images are measured by worker processes of one thread each.
 
 import argparse
 import csv
+import io
 import json
 import math
 import sys
@@ -27,8 +28,10 @@ from eval.datasets import describe, list_images, sha256
 from eval.distortion import DISTORTIONS, distortions, vgg_metrics
 from eval.tables import aligned
 from eval.vgg import HOW_TO_GET_IT
+from hybridflow.cli import positive
 from hybridflow.errors import HybridFlowError, ImageError
 from hybridflow.image_io import read_image
+from hybridflow.saving import replace_atomically
 
 COSTS = ("encoding_time", "decoding_time", "encoding_mib", "decoding_mib")
 """Seconds, and peak memory beyond what was held before (`eval.cost`)."""
@@ -83,11 +86,13 @@ class Rows:
         self.by_key: dict[tuple[str, ...], dict[str, str]] = {}
         if not path.exists():
             return
-        with path.open(newline="") as file:
-            reader = csv.DictReader(file)
-            if tuple(reader.fieldnames or ()) != COLUMNS:
-                raise HybridFlowError(f"{path} has other columns than this version writes: move it or change -o")
-            self.by_key = {self._key(row): row for row in reader}
+        whole, _, cut = path.read_text().rpartition("\n")
+        reader = csv.DictReader(whole.splitlines())
+        if tuple(reader.fieldnames or ()) != COLUMNS:
+            raise HybridFlowError(f"{path} has other columns than this version writes: move it or change -o")
+        self.by_key = {self._key(row): row for row in reader}
+        if cut:  # a full disk or a power cut ended the last row, to which the next one would be added
+            replace_atomically(path, lambda partial: partial.write_text(whole + "\n"))
 
     def get(self, digest: str, curve: Curve, point: str) -> dict[str, str] | None:
         """The row of an image's SHA-256 at this point, if it was made by what the curve is made by."""
@@ -109,12 +114,11 @@ class Rows:
         makers = {curve.name: curve.made_by for curve in curves}
         kept = [row for row in self.by_key.values() if row["made_by"] == makers.get(row["curve"], row["made_by"])]
         rows = sorted(kept, key=lambda row: (row["curve"], row["point"], row["image"]))
-        part = self.path.with_suffix(".part")
-        with part.open("w", newline="") as file:
-            writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
-        part.replace(self.path)
+        text = io.StringIO()
+        writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        replace_atomically(self.path, lambda partial: partial.write_text(text.getvalue()))
 
     @staticmethod
     def _key(row: dict[str, str]) -> tuple[str, ...]:
@@ -219,7 +223,7 @@ def print_table(result: dict) -> None:
 def add_arguments(parser: argparse.ArgumentParser, output: str = "DIR") -> None:
     """What every command takes that codes a folder of images."""
     parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="folder of images")
-    parser.add_argument("--workers", type=int, default=1, metavar="N", help="of one thread each (%(default)s)")
+    parser.add_argument("--workers", type=positive(int), default=1, metavar="N", help="of one thread each (%(default)s)")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar=output)
 
 

@@ -33,7 +33,7 @@ def headline(curves: list[CurveResult]) -> tuple[list[str], list[list[str]]]:
     shown = [column for column in COLUMNS if any(column in curve.results for curve in curves)]
     rows = []
     for curve in [*ours(curves), *(curve for key in CLASSICAL for curve in curves if curve.key == key)]:
-        for i, point in enumerate(curve.results["point"]):
+        for i, point in enumerate(curve.results.get("point", [""] * len(curve.results["bpp"]))):
             if curve.key in CLASSICAL and curve.results["bpp"][i] > MOST_BPP:
                 continue
             figures = [curve.results[column][i] if column in curve.results else None for column in shown]

@@ -31,6 +31,7 @@ from eval.readme import COLUMNS, headline
 from eval.result_files import METRICS, CurveResult, read_curves
 from eval.run import load_codec
 from eval.tables import Cells, cells_of
+from hybridflow.cli import positive
 from hybridflow.errors import HybridFlowError
 from hybridflow.image_io import read_image
 
@@ -162,7 +163,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--results", type=Path, required=True, metavar="DIR", help="of eval.run and eval.baselines")
     parser.add_argument("--parts", type=Path, metavar="JSON", help="of eval.parts: what each part is worth")
     command.add_checkpoint(parser)
-    parser.add_argument("--bpp", type=float, default=0.03, help="of the pictures, at most (%(default)s)")
+    parser.add_argument("--bpp", type=positive(float), default=0.03, help="of the pictures, at most (%(default)s)")
     args = parser.parse_args(argv)
 
     curves, listed = read_curves(args.results), list_images(args.data)

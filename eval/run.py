@@ -43,6 +43,7 @@ from eval.curves import Coding, Curve, add_arguments, costs, run
 from eval.photo import Photo, read_ablations
 from hybridflow.ablation import Ablations
 from hybridflow.checkpoint import PERCEPTUAL, released
+from hybridflow.cli import positive
 from hybridflow.codec import Codec
 from hybridflow.container import QUALITIES
 from hybridflow.image_io import read_image
@@ -296,7 +297,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     beside.add_argument(
         "--effort",
-        type=int,
+        type=positive(int),
         default=0,
         metavar="STEPS",
         help="measure nothing but the checkpoint when it refines in so many steps what it encodes",

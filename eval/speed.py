@@ -32,6 +32,7 @@ from eval import command
 from eval.cost import cost_of
 from eval.tables import aligned, cells_of
 from hybridflow.checkpoint import released
+from hybridflow.cli import positive, quality
 from hybridflow.codec import Codec
 from hybridflow.image_io import image_to_tensor, read_image
 from hybridflow.model import PRESETS, HybridFlow
@@ -250,11 +251,11 @@ def main(argv: list[str] | None = None) -> int:
     weights = parser.add_mutually_exclusive_group()
     command.add_checkpoint(weights)
     weights.add_argument("--random", choices=PRESETS, help="a preset with random weights")
-    parser.add_argument("--quality", type=int, default=31, help="0..63 (%(default)s)")
+    parser.add_argument("--quality", type=quality, default=31, help="0..63 (%(default)s)")
     parser.add_argument("--schedule", default="1_4", help="mask schedule (%(default)s)")
-    parser.add_argument("--repeats", type=int, default=5, metavar="N", help="take the median of N (%(default)s)")
-    parser.add_argument("--threads", type=int, nargs="+", default=[2], metavar="N", help="CPU threads (2)")
-    parser.add_argument("--megapixels", type=float, nargs="+", default=[], metavar="MP", help="also such sizes")
+    parser.add_argument("--repeats", type=positive(int), default=5, metavar="N", help="take the median of N (%(default)s)")
+    parser.add_argument("--threads", type=positive(int), nargs="+", default=[2], metavar="N", help="CPU threads (2)")
+    parser.add_argument("--megapixels", type=positive(float), nargs="+", default=[], metavar="MP", help="also such sizes")
     parser.add_argument("--against", nargs="+", choices=PEERS, default=[], help="also CompressAI's codecs")
     command.add_device(parser)
     parser.add_argument("-o", "--output", type=Path, metavar="JSON", help="also write the figures here")

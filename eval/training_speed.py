@@ -30,6 +30,7 @@ from eval import command, tables
 from eval.cost import cost_of
 from eval.speed import CPU_ATTENTION, median_seconds, random_codec
 from hybridflow.ablation import Ablations
+from hybridflow.cli import positive
 from hybridflow.model import PRESETS
 from hybridflow.training.config import load_config
 from hybridflow.training.loop import Run, start_processes
@@ -116,8 +117,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--preset", choices=PRESETS, default="tiny", help="default: %(default)s")
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES), metavar="STAGE", help="some only")
     parser.add_argument("--data", type=Path, required=True, help="folder of images or tar shards")
-    parser.add_argument("--steps", type=int, default=10, metavar="N", help="steps that count (%(default)s)")
-    parser.add_argument("--batch-share", type=int, default=1, metavar="N", help="an Nth of the batch (%(default)s)")
+    parser.add_argument("--steps", type=positive(int), default=10, metavar="N", help="steps that count (%(default)s)")
+    parser.add_argument("--batch-share", type=positive(int), default=1, metavar="N", help="an Nth of the batch (%(default)s)")
     command.add_device(parser)
     parser.add_argument("-o", "--output", type=Path, metavar="JSON", help="also write the figures here")
     args = parser.parse_args(argv)

@@ -335,9 +335,9 @@ def _add_encode(commands) -> None:
     _add_files(parser, "image files, folders of them, or - for standard input")
     rate = parser.add_mutually_exclusive_group()
     scale = f"0 (smallest file) to {QUALITIES - 1} (best picture); 31 by default"
-    rate.add_argument("--quality", type=_quality, metavar="Q", help=scale)
-    rate.add_argument("--bpp", type=_positive(float), metavar="B", help="the best file of at most B bits per pixel")
-    rate.add_argument("--bytes", type=_positive(int), metavar="N", help="the best file of at most N bytes")
+    rate.add_argument("--quality", type=quality, metavar="Q", help=scale)
+    rate.add_argument("--bpp", type=positive(float), metavar="B", help="the best file of at most B bits per pixel")
+    rate.add_argument("--bytes", type=positive(int), metavar="N", help="the best file of at most N bytes")
     parser.add_argument(
         "--schedule",
         type=_schedule,
@@ -347,7 +347,7 @@ def _add_encode(commands) -> None:
     )
     parser.add_argument(
         "--effort",
-        type=_positive(int),
+        type=positive(int),
         default=0,
         metavar="STEPS",
         help="refine what is coded in so many steps, each of which takes about as long as two decodings: 30 make a "
@@ -445,13 +445,16 @@ def _formatted(parser: argparse.ArgumentParser, description: str, examples: str)
     return parser
 
 
-def _quality(text: str) -> int:
+def quality(text: str) -> int:
+    """An argument's type: 0 to 63."""
     if not (text.isdecimal() and int(text) < QUALITIES):
         raise argparse.ArgumentTypeError(f"{text} is not a whole number from 0 to {QUALITIES - 1}")
     return int(text)
 
 
-def _positive(number: type) -> Callable[[str], int | float]:
+def positive(number: type) -> Callable[[str], int | float]:
+    """An argument's type: an int or a float, whichever `number` is, above 0."""
+
     def parse(text: str) -> int | float:
         try:
             value = number(text)

@@ -63,6 +63,19 @@ def test_a_figure_that_some_image_lacks_is_left_out_of_the_curve():
     assert set(average(rows, "name", "description")["results"]) == {"point", "bpp"}
 
 
+def test_a_row_that_was_cut_is_measured_again(folder, tmp_path):
+    images, path = sorted(folder.iterdir()), tmp_path / "rows.csv"
+    measure_all([Darker()], images, Rows(path))
+    whole = path.read_text()
+    for cut in (3, 60):
+        path.write_text(whole[:-cut])
+        measure_all([Darker()], images, Rows(path))
+        assert [line.split(",")[:6] for line in path.read_text().splitlines()] == [
+            line.split(",")[:6] for line in whole.splitlines()
+        ]
+        assert all(None not in found.values() for found in Rows(path).by_key.values())
+
+
 def test_rows_already_there_are_kept_and_others_are_made_anew(folder, tmp_path, monkeypatch):
     images, path = sorted(folder.iterdir()), tmp_path / "rows.csv"
     coded = []

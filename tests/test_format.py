@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 from safetensors import safe_open
 
+from hybridflow.entropy import Encoder
 from hybridflow.masking import SCHEDULES, region_grid
 from hybridflow.model import HybridFlow
 
@@ -190,6 +191,14 @@ def act(total):
 def shuffle(x):
     channels, h, w = x.shape
     return x.reshape(channels // 4, 2, 2, h, w).transpose(0, 3, 1, 4, 2).reshape(channels // 4, 2 * h, 2 * w)
+
+
+def test_the_document_describes_escapes():
+    table = counts(list(range(1, 9)))
+    values = [0, 3, -3, 4, -4, 5, -7, 100, -(2**20), 2**33 + 5]
+    encoder = Encoder()
+    encoder.encode_signed(np.array(values), table)
+    assert RangeDecoder(encoder.finish()).signed_run(len(values), table) == values
 
 
 @pytest.mark.parametrize("width, height, quality", [(1, 1, 63), (15, 17, 0), (150, 139, 40)])
