@@ -102,7 +102,8 @@ def unpack(data: bytes, *, check: bool = True) -> tuple[Header, bytes]:
         raise FormatError(_CUT)
     version = (data[1] - _FAMILY) // 8
     if version != VERSION:
-        raise FormatError(f"the file has format version {version}, this program reads {VERSION}: update hybridflow")
+        mend = "update hybridflow" if version > VERSION else "decode it with the release that wrote it"
+        raise FormatError(f"the file has format version {version}, this program reads {VERSION}: {mend}")
     whole = int.from_bytes(data[-_CRC_BYTES:], "big") == zlib.crc32(data[:-_CRC_BYTES])
     if check and not whole:
         raise FormatError(_CUT)

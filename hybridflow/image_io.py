@@ -19,7 +19,7 @@ def read_image(source) -> Image.Image:
     """Any picture as an 8-bit sRGB image.
 
     EXIF orientation is applied, an ICC profile turned to sRGB; 16 bits become 8; palettes, greyscale and CMYK become
-    RGB; of an animation the first frame is taken. Transparency is laid over white, with a warning that says so.
+    RGB. Transparency is laid over white, and of an animation the first frame is taken, with a warning that says so.
 
     Args:
         source: a path; the bytes of an image file or a binary file object; a PIL image; a numpy array (H,W,3) or (H,W),
@@ -110,6 +110,8 @@ def _from_pillow(source: bytes | Image.Image, name: str) -> Image.Image:
 
 def _to_rgb(image: Image.Image, name: str) -> Image.Image:
     _refuse_size(image.width, image.height, name)
+    if image.format != "MPO" and getattr(image, "is_animated", False):  # a photo's MPO holds previews of it
+        warnings.warn(f"{name} has more than one frame: the first is taken", stacklevel=4)
     image.load()
     profile = image.info.get("icc_profile")
     image = ImageOps.exif_transpose(image)

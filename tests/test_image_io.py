@@ -149,6 +149,14 @@ def test_opaque_alpha_is_dropped_in_silence(photo):
     assert (pixels(read_image(file_bytes(photo.convert("RGBA")))) == pixels(photo)).all()
 
 
+def test_frames_that_are_lost_are_told(photo):
+    buffer = io.BytesIO()
+    frames = [photo, photo.rotate(180)]
+    frames[0].save(buffer, "PNG", save_all=True, append_images=frames[1:])
+    with pytest.warns(UserWarning, match="more than one frame"):
+        assert read_image(buffer.getvalue()) == photo
+
+
 @pytest.mark.parametrize("file_format", ["PNG", "JPEG", "WEBP", "TIFF", "GIF"])
 def test_cut_images_are_refused(photo, tmp_path, file_format):
     data = file_bytes(photo.resize((200, 120)), file_format)
