@@ -223,7 +223,8 @@ def print_table(result: dict) -> None:
 def add_arguments(parser: argparse.ArgumentParser, output: str = "DIR") -> None:
     """What every command takes that codes a folder of images."""
     parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="folder of images")
-    parser.add_argument("--workers", type=positive(int), default=1, metavar="N", help="of one thread each (%(default)s)")
+    what = "of one thread each (%(default)s)"
+    parser.add_argument("--workers", type=positive(int), default=1, metavar="N", help=what)
     parser.add_argument("-o", "--output", type=Path, required=True, metavar=output)
 
 

@@ -118,7 +118,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES), metavar="STAGE", help="some only")
     parser.add_argument("--data", type=Path, required=True, help="folder of images or tar shards")
     parser.add_argument("--steps", type=positive(int), default=10, metavar="N", help="steps that count (%(default)s)")
-    parser.add_argument("--batch-share", type=positive(int), default=1, metavar="N", help="an Nth of the batch (%(default)s)")
+    parser.add_argument("--batch-share", type=positive(int), default=1, metavar="NTH", help="of the batch (%(default)s)")
     command.add_device(parser)
     parser.add_argument("-o", "--output", type=Path, metavar="JSON", help="also write the figures here")
     args = parser.parse_args(argv)

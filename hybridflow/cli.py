@@ -58,7 +58,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _encode(args: argparse.Namespace) -> int:
     jobs = _plan(args, ".hf", looks_like_image)
-    codec = _load(args, _named_weights(args) or DEFAULT)
+    codec = _load(args, _weights(args, DEFAULT))
 
     def encode(source: str, target: str) -> None:
         _refuse(target, args.force)
@@ -129,8 +129,11 @@ def _compare(args: argparse.Namespace) -> int:
 # --- what they share ------------------------------------------------------------------------------------------------
 
 
-def _named_weights(args: argparse.Namespace) -> str | Path | None:
-    return args.preset if args.checkpoint is None else Path(args.checkpoint)
+def _weights(args: argparse.Namespace, otherwise: str) -> str | Path:
+    """The checkpoint or preset that was named, if one was."""
+    if args.checkpoint is not None:
+        return Path(args.checkpoint)
+    return otherwise if args.preset is None else args.preset
 
 
 def _load(args: argparse.Namespace, name: str | Path, decoder: str = DECODERS[0]):
@@ -140,15 +143,15 @@ def _load(args: argparse.Namespace, name: str | Path, decoder: str = DECODERS[0]
 
 
 def _codec_of(args: argparse.Namespace, decoder: str = DECODERS[0]) -> Callable:
-    """A file's bytes -> the codec that reads it: of the weights that were named or, if none were, of the shipped ones
-    that made it."""
+    """A file's bytes -> the codec that reads it: of the weights that were named, else of the shipped ones that made it.
+    """
     load = functools.cache(functools.partial(_load, args, decoder=decoder))
 
     def codec_of(data: bytes):
         header, _ = unpack(data, check=False)
         from hybridflow.codec import maker
 
-        return load(_named_weights(args) or maker(header) or DEFAULT)
+        return load(_weights(args, maker(header) or DEFAULT))
 
     return codec_of
 

@@ -283,7 +283,8 @@ def test_a_format_that_cannot_be_written_is_refused_before_work(run, encoded, tm
 def test_no_checkpoint(photo, tmp_path, capsys):
     (tmp_path / "text.safetensors").write_text("no weights")
     text = str(tmp_path / "text.safetensors")
-    wrong = ["--preset", "enormous"], ["--checkpoint", "missing"], ["--checkpoint", ""], ["--checkpoint", text]
+    wrong = [("--preset", "enormous"), ("--preset", "")]
+    wrong += [("--checkpoint", "missing"), ("--checkpoint", ""), ("--checkpoint", text)]
     for options in wrong:
         assert main(["encode", str(photo), *options]) == 1
         the_error(capsys)
