@@ -87,13 +87,16 @@ def load_parts(path: str | Path, *owners: nn.Module) -> set[str]:
         The names of the parts that were loaded.
 
     Raises:
-        CheckpointError: a part's weights do not fit, or none of the parts is there.
+        CheckpointError: a part's weights do not fit, none of the parts is there, or the files of a release are not of
+            one model.
     """
     path = Path(path)
     if path.is_dir():
         files = sorted(path.glob("*.safetensors"))
     else:
         files = [path, *filter(Path.is_file, (ablation_file(path), perceptual_file(path)))]
+    if len({read_metadata(file).get("model_id") for file in files} - {None}) > 1:
+        raise CheckpointError(f"{path}: releases of several models lie there: name one that was exported as a whole")
     weights = {key: value for file in files for key, value in read_weights(file)[0].items()}
     loaded = set()
     for owner in owners:
@@ -185,7 +188,7 @@ def save_ablation(path: str | Path, model: HybridFlow, ablations: nn.Module, nam
         for key, value in ablations.state_dict().items()
         if f".{INTEGERS}" not in key and key.partition(".")[0] in names
     }
-    save_half(path, floats | baselines)
+    save_half(path, floats | baselines, {"model_id": model_id(model).hex()})
 
 
 def released_bytes(model: HybridFlow) -> int:

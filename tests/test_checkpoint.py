@@ -121,6 +121,14 @@ def test_parts_load_each_whole_into_whoever_owns_them(model, tmp_path):
 
 
 @pytest.mark.parametrize("init", ["", "a.safetensors"])
+def test_files_of_two_models_are_not_mixed(init, model, tmp_path):
+    save_release(tmp_path / "a.safetensors", model, {"model_id": model_id(model).hex()})
+    save_ablation(tmp_path / "a-ablation.safetensors", random_model(1), Ablations(SMALL), ["blind_predictor"])
+    with pytest.raises(CheckpointError, match="several models"):
+        load_parts(tmp_path / init, HybridFlow(SMALL), Ablations(SMALL))
+
+
+@pytest.mark.parametrize("init", ["", "a.safetensors"])
 def test_training_goes_on_from_a_release(init, model, tmp_path):
     """The floats that its integers were frozen from lie in the ablation file."""
     save_release(tmp_path / "a.safetensors", model, {})
