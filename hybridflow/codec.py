@@ -15,9 +15,8 @@ from hybridflow.image_io import image_to_tensor, read_image, tensor_to_image
 from hybridflow.masking import SCHEDULES
 from hybridflow.model import Analysed, HybridFlow
 from hybridflow.precision import require_device
+from hybridflow.tiling import STRIDE
 from hybridflow.weights import DECODERS, DEFAULT, available, checkpoint_file, perceptual_file, weight_file
-
-STRIDE = 16
 
 
 def shipped_id(name: str) -> str | None:

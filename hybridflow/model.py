@@ -33,7 +33,7 @@ from hybridflow.predictor import Predictor
 from hybridflow.probability import INDEX_STEPS, MEAN_STEPS
 from hybridflow.refinement import refine
 from hybridflow.stream_coding import code_check, code_indices, code_sent, code_y, code_z
-from hybridflow.tiling import decode_tiled
+from hybridflow.tiling import decode_tiled, encode_tiled
 
 
 @dataclass(frozen=True)
@@ -108,13 +108,13 @@ class Analysed:
 
     def __init__(self, model: "HybridFlow", image: Tensor) -> None:
         self._model = model
-        self.image, self.latent = image, model.continuous.analysis(image).float()
+        self.image, self.latent = image, encode_tiled(model.continuous.analysis, image).float()
 
     @cached_property
     @torch.inference_mode()
     def indices(self) -> np.ndarray:
         """(h,w) int64. E_vq runs when they are first read: a file that sends none does without."""
-        return self._model.indices_of(self.image)[0].cpu().numpy()
+        return encode_tiled(lambda tile: self._model.indices_of(tile)[:, None], self.image)[0, 0].cpu().numpy()
 
 
 class Coded(NamedTuple):

@@ -1,6 +1,6 @@
 """Latent map at 1/16 to pixels, level by level: the shape of D_vq and of its replica D_corr.
 
-No pixel depends on a latent further than `REACH` pixels away.
+No pixel depends on a latent further than `hybridflow.tiling.REACH` pixels away.
 """
 
 from collections.abc import Sequence
@@ -8,8 +8,6 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from hybridflow.layers import BottleneckBlock, ResidualBlock, Upsample, activation, conv3x3
-
-REACH = 128
 
 
 class DecoderTrunk(nn.Module):

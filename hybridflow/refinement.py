@@ -4,8 +4,7 @@ The analysis gives one latent for any image; the descent finds a better one for 
 model was trained for (Campos et al., CVPR Workshops 2019; Yang et al., NeurIPS 2020). Decoder and format do not change.
 """
 
-import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -19,14 +18,12 @@ from hybridflow.losses import Distortion, gaussian_bits, rate_weight
 from hybridflow.precision import autocast
 from hybridflow.predictor import WINDOW
 from hybridflow.probability import MEAN_STEPS, SCALES, latent_step_masks, parity_map, scale_of
-from hybridflow.tiling import HALO, TILE
+from hybridflow.tiling import Window, pixels_of, tiles
 
 SMALLEST = 4
 """Side, in latents, of an image whose distortion can be measured: LPIPS and the spectra of grids need 64 pixels."""
 RATE = 0.055
 """Adam's learning rate, in the gained domain, times the square root of the steps."""
-
-Window = tuple[slice, slice]
 
 
 class RelaxedLatentModel:
@@ -97,9 +94,10 @@ def refine(
         rounded, bits = _round(model, features, masks, y, quality)
         y_hat = codec.ungain(rounded, q)
         leaf = y_hat.detach().requires_grad_()
-        for window, core, pixels in _tiles(h, w):
+        for window, core, part in tiles(h, w, WINDOW):
             with autocast(image.device):
-                x, x_hat = image[(..., *pixels)], decode(leaf[(..., *window)], window)[(..., *core)].float()
+                x, decoded = image[(..., *pixels_of(part))], decode(leaf[(..., *window)], window)
+                x_hat = decoded[(..., *pixels_of(core))].float()
                 shown, _ = distortion(x, x_hat, Draws(0, step, q))
             (x.numel() / image.numel() * shown.sum()).backward(inputs=[leaf])
         optimiser.zero_grad()
@@ -123,22 +121,3 @@ def _round(
         decoded = torch.where(coded, round_through(residual) + mean, mean)
         known = torch.where(mask, decoded, known)
     return known, bits
-
-
-def _tiles(h: int, w: int) -> Iterator[tuple[Window, Window, Window]]:
-    """Of every tile: its latents with a margin around them, its pixels among those that they decode to, and its pixels
-    in the image."""
-    for (above, top, bottom, below), (before, left, right, after) in itertools.product(_spans(h), _spans(w)):
-        yield (
-            (slice(above, below), slice(before, after)),
-            (slice(16 * (top - above), 16 * (bottom - above)), slice(16 * (left - before), 16 * (right - before))),
-            (slice(16 * top, 16 * bottom), slice(16 * left, 16 * right)),
-        )
-
-
-def _spans(size: int) -> list[tuple[int, int, int, int]]:
-    """Margin, start, end, margin of about equal parts of at most about TILE; inner borders are those of the predictor's
-    windows."""
-    parts = -(-size // TILE)
-    borders = [round(part * size / parts / WINDOW) * WINDOW for part in range(parts)] + [size]
-    return [(max(0, a - HALO), a, b, min(size, b + HALO)) for a, b in itertools.pairwise(borders)]

@@ -2,16 +2,15 @@
 
 import pytest
 import torch
-import torch.nn.functional as F
 from conftest import SMALL, random_model
 from PIL import Image
 
-from hybridflow import refinement
+from hybridflow import tiling
 from hybridflow.draws import Draws
 from hybridflow.errors import HybridFlowError
 from hybridflow.image_io import image_to_tensor
 from hybridflow.losses import Distortion, rate_weight
-from hybridflow.refinement import RelaxedLatentModel, _spans, _tiles
+from hybridflow.refinement import RelaxedLatentModel
 
 STEPS = 8
 
@@ -83,28 +82,9 @@ def test_an_effort_below_zero_is_refused(codec, picture):
         codec.encode(picture, effort=-1)
 
 
-@pytest.mark.parametrize("size", [4, 63, 64, 65, 129, 200, 577])
-def test_parts_cover_a_side_and_none_is_too_small(size):
-    spans = _spans(size)
-    assert spans[0][1] == 0 and spans[-1][2] == size
-    assert all(a[2] == b[1] and b[1] % 8 == 0 for a, b in zip(spans, spans[1:]))
-    assert all(min(size, 24) <= end - start <= 72 for _, start, end, _ in spans)
-
-
-def test_tiles_are_where_they_belong(monkeypatch):
-    monkeypatch.setattr(refinement, "TILE", 16)
-    latent = torch.rand(1, 1, 40, 21)
-    image, seen = F.interpolate(latent, scale_factor=16), torch.zeros(640, 336)
-    for window, core, pixels in _tiles(40, 21):
-        decoded = F.interpolate(latent[(..., *window)], scale_factor=16)
-        assert torch.equal(decoded[(..., *core)], image[(..., *pixels)])
-        seen[pixels] += 1
-    assert (seen == 1).all()
-
-
 def test_a_picture_of_many_tiles_is_made_better(codec, photos, monkeypatch):
-    monkeypatch.setattr(refinement, "TILE", 8)
-    monkeypatch.setattr(refinement, "HALO", 2)
+    monkeypatch.setattr(tiling, "TILE", 8)
+    monkeypatch.setattr(tiling, "HALO", 2)
     with Image.open(photos[2]) as image:
         picture = image.crop((200, 100, 456, 228)).convert("RGB")
     plain, refined = (codec.encode(picture, quality=40, effort=effort) for effort in (0, STEPS))
