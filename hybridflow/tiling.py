@@ -12,8 +12,8 @@ REACH = 128
 """No pixel depends on a latent further than so many pixels away, nor a latent on such a pixel."""
 HALO = REACH // STRIDE
 TILE = 64
-"""About the largest side of a tile in latents: 1,024 pixels. Smaller ones are mostly margin, larger ones leave the cache
-of a CPU: a photo of 12 megapixels is analysed in two thirds of the time that it takes as a whole."""
+"""About the largest side of a tile in latents: 1,024 pixels. Smaller ones are mostly margin, and larger ones leave the
+cache of a CPU: a photo of 12 megapixels is analysed in two thirds of the time that it takes as a whole."""
 
 Window = tuple[slice, slice]
 
@@ -53,7 +53,7 @@ def pixels_of(window: Window) -> Window:
 
 
 def encode_tiled(encode: Callable[[Tensor], Tensor], image: Tensor) -> Tensor:
-    """encode(image (B,3,16h,16w)) -> latents (B,C,h,w), in tiles with enough margin that they are those of the whole."""
+    """encode(image (B,3,16h,16w)) -> latents (B,C,h,w), in tiles whose margins make them those of the whole."""
     h, w = (side // STRIDE for side in image.shape[-2:])
     parts = [(encode(image[(..., *pixels_of(t.window))])[(..., *t.core)], t.part) for t in tiles(h, w)]
     return _joined(parts, h, w)
