@@ -95,9 +95,10 @@ def load_parts(path: str | Path, *owners: nn.Module) -> set[str]:
         files = sorted(path.glob("*.safetensors"))
     else:
         files = [path, *filter(Path.is_file, (ablation_file(path), perceptual_file(path)))]
-    if len({read_metadata(file).get("model_id") for file in files} - {None}) > 1:
+    read = [read_weights(file) for file in files]
+    if len({metadata.get("model_id") for _, metadata in read} - {None}) > 1:
         raise CheckpointError(f"{path}: releases of several models lie there: name one that was exported as a whole")
-    weights = {key: value for file in files for key, value in read_weights(file)[0].items()}
+    weights = {key: value for tensors, _ in read for key, value in tensors.items()}
     loaded = set()
     for owner in owners:
         for name, part in owner.named_children():

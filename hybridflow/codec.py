@@ -11,7 +11,7 @@ from PIL import Image
 from hybridflow.checkpoint import load_perceptual, load_release, model_id, read_metadata
 from hybridflow.container import QUALITIES, Header, pack, unpack
 from hybridflow.errors import FormatError, HybridFlowError, ModelMismatchError
-from hybridflow.image_io import image_to_tensor, read_image, tensor_to_image
+from hybridflow.image_io import image_to_tensor, read_file, read_image, tensor_to_image
 from hybridflow.masking import SCHEDULES
 from hybridflow.model import Analysed, HybridFlow
 from hybridflow.precision import require_device
@@ -225,12 +225,7 @@ class Codec:
 
 
 def _file_bytes(source: bytes | str | os.PathLike) -> bytes:
-    if not isinstance(source, (str, os.PathLike)):
-        return bytes(source)
-    try:
-        return Path(source).read_bytes()
-    except OSError as error:
-        raise HybridFlowError(f"cannot read {source} ({error.strerror}): check the path") from None
+    return read_file(source) if isinstance(source, (str, os.PathLike)) else bytes(source)
 
 
 def _largest_within(

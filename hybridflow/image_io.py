@@ -32,7 +32,7 @@ def read_image(source) -> Image.Image:
         ImageError: the source cannot be read, is damaged, too large (`MAX_PIXELS`) or of an unknown layout.
     """
     if isinstance(source, (str, os.PathLike)):
-        return _from_pillow(_read_file(source), str(source))
+        return _from_pillow(read_file(source, ImageError), str(source))
     if isinstance(source, (bytes, bytearray, memoryview, Image.Image)):
         return _from_pillow(source, "the input")
     if hasattr(source, "read"):
@@ -87,11 +87,12 @@ def write_image(image: Image.Image, path: str | os.PathLike, *, force: bool = Fa
     write_atomic(path, encode_image(image, Path(path).suffix), force=force)
 
 
-def _read_file(path: str | os.PathLike) -> bytes:
+def read_file(path: str | os.PathLike, refusal: type[HybridFlowError] = HybridFlowError) -> bytes:
+    """A file's bytes; raises `refusal` if it cannot be read."""
     try:
         return Path(path).read_bytes()
     except OSError as error:
-        raise ImageError(f"cannot read {path} ({error.strerror}): check the path") from None
+        raise refusal(f"cannot read {path} ({error.strerror}): check the path") from None
 
 
 def _from_pillow(source: bytes | Image.Image, name: str) -> Image.Image:

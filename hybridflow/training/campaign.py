@@ -14,8 +14,8 @@ from hybridflow.checkpoint import split_parts
 from hybridflow.distributed import mean_over_processes
 from hybridflow.errors import TrainingError
 from hybridflow.training.config import load_config, load_plan
-from hybridflow.training.data import PhotoSet, validation_crops
-from hybridflow.training.freeze import SIDE, freeze_weights
+from hybridflow.training.data import validation_crops
+from hybridflow.training.freeze import freeze_weights, held_out_photos
 from hybridflow.training.loop import Run, start_processes
 from hybridflow.saving import replace_atomically
 from hybridflow.training.stages import STAGES
@@ -109,7 +109,7 @@ class Campaign:
     def _freeze(self, data: Path) -> None:
         """freeze-bits, before what reads the bits is refitted."""
         frozen = self.out / "frozen.safetensors"
-        freeze_weights(self.parts, self.preset, frozen, PhotoSet(data, "validation", min_side=SIDE))
+        freeze_weights(self.parts, self.preset, frozen, held_out_photos(data))
         self._put(frozen, ["continuous"])
 
     def _put(self, weights: Path, names: Iterable[str]) -> None:

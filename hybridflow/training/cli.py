@@ -202,22 +202,19 @@ def _split(args: argparse.Namespace) -> int:
 
 
 def _freeze(args: argparse.Namespace) -> int:
-    from hybridflow.training.data import PhotoSet
-    from hybridflow.training.freeze import SIDE, freeze_weights
+    from hybridflow.training.freeze import freeze_weights, held_out_photos
 
     refuse_overwrite(args.out, force=args.force)
-    photos = PhotoSet(args.data, "validation", min_side=SIDE)
-    freeze_weights(args.weights, args.preset, args.out, photos)
+    freeze_weights(args.weights, args.preset, args.out, held_out_photos(args.data))
     print(f"{args.out}: {args.out.stat().st_size:,} bytes")
     return 0
 
 
 def _export(args: argparse.Namespace) -> int:
-    from hybridflow.training.data import PhotoSet
-    from hybridflow.training.export import SIDE, export
+    from hybridflow.training.export import export
+    from hybridflow.training.freeze import held_out_photos
 
-    photos = PhotoSet(args.data, "validation", min_side=SIDE)
-    name = args.name or args.preset
+    photos, name = held_out_photos(args.data), args.name or args.preset
     for path in export(args.weights, args.preset, args.out, name, photos, force=args.force):
         print(f"{path}: {path.stat().st_size:,} bytes")
     return 0

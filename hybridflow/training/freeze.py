@@ -62,6 +62,11 @@ def freeze(model: HybridFlow, images: Tensor) -> None:
         _freeze_index_prior(model, batches)
 
 
+def held_out_photos(data: Path) -> PhotoSet:
+    """The photos of a folder's validation split that activations are measured on, and operating points by."""
+    return PhotoSet(data, "validation", min_side=SIDE, limit=COUNT)
+
+
 def freeze_weights(weights: Path, preset: str, out: Path, photos: PhotoSet) -> None:
     """Freeze a run's weights: the freeze-bits stage.
 
