@@ -118,7 +118,7 @@ def integers(model: HybridFlow, coded: Sequence[Coded], quality: int) -> Iterato
     latent, prior = model.continuous.exact, model.index_prior.exact
     features, known = latent.features(z, quality)[..., :h, :w], torch.zeros_like(y)
     for step, mask in enumerate(latent_step_masks(y.shape[1], h, w)):
-        yield torch.cat(latent.distribution(features, known, step, quality), 1)
+        yield torch.cat(latent.distribution(known, step, quality, features), 1)
         known = torch.where(mask, y, known)
     features, steps = prior.features(y, quality), coding_steps(h, w)
     yield features

@@ -25,10 +25,9 @@ DETERMINES_BITS = (
     "index_prior.exact.",
     "continuous.exact.",
     "continuous.log_inverse_gain.",
-    "continuous.z_counts",
     "continuous.scale_counts",
 )
-FROZEN_FROM = ("continuous.hyper_synthesis.", "continuous.context.", "index_prior.")
+FROZEN_FROM = ("continuous.hyper_prior.", "continuous.hyper_synthesis.", "continuous.context.", "index_prior.")
 """Floats that training alone reads once they are frozen to integers."""
 LARGEST_PART = 16 * 2**20
 """Bytes that a part's file may take."""

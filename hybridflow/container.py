@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 from hybridflow.errors import FormatError
 
-VERSION = 2
+VERSION = 3
 QUALITIES = 64
 MAX_PIXELS = 2**26
 """Of the largest image that is encoded or decoded, its sides rounded up to multiples of 64: so much is worked on."""

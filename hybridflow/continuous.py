@@ -1,11 +1,10 @@
 """The continuous stream: a variable-rate transform codec with hyperprior and a four-step context model."""
 
-from copy import deepcopy
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from compressai.entropy_models import EntropyBottleneck, GaussianConditional
+from compressai.entropy_models import GaussianConditional
 from compressai.ops import LowerBound
 from torch import Tensor, nn
 
@@ -24,8 +23,8 @@ from hybridflow.probability import (
     scale_of,
 )
 
-Z_REACH, Y_REACH = 31, 39
-"""Largest magnitude of z and of y's distance to its mean that the tables hold without an escape."""
+REACH = 39
+"""Largest distance of a symbol to its mean, or to the integer below it, that the tables hold without an escape."""
 
 
 def round_through(x: Tensor) -> Tensor:
@@ -59,7 +58,8 @@ class ContinuousCodec(nn.Module):
     """E_c and the entropy model of y_c; the decoders of y^_c live elsewhere.
 
     Mean-scale hyperprior (Minnen et al., NeurIPS 2018) with a parallel context model and gain vectors (Cui et al.,
-    CVPR 2021): y is multiplied by a gain before rounding and by an inverse gain after.
+    CVPR 2021): y is multiplied by a gain before rounding and by an inverse gain after. z has a context model of its own
+    in place of a density a channel: at these rates it is up to a third of the stream.
 
     Args:
         channels: M of y_c.
@@ -68,7 +68,7 @@ class ContinuousCodec(nn.Module):
         encoder: widths and depths of the image encoder.
 
     Attributes:
-        exact: hyper-synthesis and context model as frozen integers, which coders read; so does `forward` in eval mode,
+        exact: hyper-synthesis and context models as frozen integers, which coders read; so does `forward` in eval mode,
             once they are frozen.
     """
 
@@ -78,6 +78,7 @@ class ContinuousCodec(nn.Module):
         self.hyper_analysis = HyperAnalysis(channels, width, z_channels)
         self.hyper_synthesis = HyperSynthesis(z_channels, width, width)
         self.context = ContextModel(channels, width, width)
+        self.hyper_prior = ContextModel(z_channels, z_channels)
         self.exact = IntegerLatentModel(channels, z_channels, width)
         self.log_gain = QualityTable(channels)
         self.log_inverse_gain = QualityTable(channels)
@@ -85,21 +86,17 @@ class ContinuousCodec(nn.Module):
         with torch.no_grad():
             self.log_gain.anchors += ramp
             self.log_inverse_gain.anchors -= ramp
-        self.entropy_bottleneck = EntropyBottleneck(z_channels)
         self.gaussian_conditional = GaussianConditional(None, scale_bound=SCALE_MIN)
         self.index_floor = LowerBound(0.0)
-        self.register_buffer("z_counts", torch.zeros(z_channels, 2 * Z_REACH + 2, dtype=torch.int32))
-        self.register_buffer("scale_counts", torch.zeros(SCALES, 2 * Y_REACH + 2, dtype=torch.int32))
+        self.register_buffer("scale_counts", torch.zeros(MEAN_STEPS, SCALES, 2 * REACH + 2, dtype=torch.int32))
 
     @torch.no_grad()
     def bake_tables(self) -> None:
-        """Turn the densities of z and of y's residual into the integer tables that coders read."""
-        z = torch.arange(-Z_REACH, Z_REACH + 1.0).expand(len(self.z_counts), 1, -1)
-        bottleneck = deepcopy(self.entropy_bottleneck).cpu().double()
-        self.z_counts.copy_(_signed_tables(bottleneck._likelihood(z.double())[0][:, 0]))
-        edges = torch.arange(-Y_REACH - 0.5, Y_REACH + 1, dtype=torch.float64)
+        """Turn Gaussians of every scale, and of means between two integers, into the integer tables that coders read."""
+        edges = torch.arange(-REACH - 0.5, REACH + 1, dtype=torch.float64)
         scales = scale_of(torch.arange(SCALES, dtype=torch.float64))[:, None]
-        self.scale_counts.copy_(_signed_tables(torch.special.ndtr(edges / scales).diff(dim=1)))
+        for sixteenths, counts in enumerate(self.scale_counts):
+            counts.copy_(_signed_tables(torch.special.ndtr((edges - sixteenths / MEAN_STEPS) / scales).diff(dim=1)))
 
     def gain(self, y: Tensor, quality: Tensor) -> tuple[Tensor, Tensor]:
         """y of the analysis -> gained y (B,M,h,w) and z (B,Z,ceil(h/4),ceil(w/4)), neither rounded."""
@@ -116,26 +113,38 @@ class ContinuousCodec(nn.Module):
 
         In training mode the likelihoods are those of y and z with uniform noise (Ballé et al., ICLR 2017) and what is
         decoded is rounded with a straight-through gradient; otherwise both are rounded, and symbols of the smallest
-        scale are their means and cost nothing, as in `stream_coding.code_y`.
+        scale of y are their means and cost nothing, as in `stream_coding.code_y`.
         """
         y, z = self.gain(self.analysis(image), quality)
         y, z = y.float(), z.float()
         h, w = y.shape[-2:]
-        _, z_likelihoods = self.entropy_bottleneck(z)
-        features = self._features(round_through(z), quality)[..., :h, :w]
+        z_hat = round_through(z)
+        z_likelihoods = self._z_likelihoods(z, z_hat, quality)
+        features = self._features(z_hat, quality)[..., :h, :w]
 
         known = torch.zeros_like(y)
         means, indices = torch.zeros_like(y), torch.zeros_like(y)
         for step, mask in enumerate(latent_step_masks(y.shape[1], h, w, y.device)):
-            step_means, step_indices = self._distribution(features, known, step, quality)
+            step_means, step_indices = self._distribution(known, step, quality, features)
             decoded = round_through(y - step_means) + step_means
             decoded = torch.where(self._coded(step_indices), decoded, step_means)
             known = torch.where(mask, decoded, known)
             means, indices = torch.where(mask, step_means, means), torch.where(mask, step_indices, indices)
-        scales = scale_of(self.index_floor(indices).clamp(max=SCALES - 1))
-        _, y_likelihoods = self.gaussian_conditional(y, scales, means)
+        _, y_likelihoods = self.gaussian_conditional(y, self._scales(indices), means)
         y_likelihoods = y_likelihoods.masked_fill(~self._coded(indices), 1)
         return Latent(self.ungain(known, quality), known, {"y": y_likelihoods, "z": z_likelihoods})
+
+    def _z_likelihoods(self, z: Tensor, z_hat: Tensor, quality: Tensor) -> Tensor:
+        """z (B,Z,hz,wz), as it is and rounded -> its likelihoods: unlike y, it is rounded to integers, whatever its
+        means."""
+        known, means, indices = (torch.zeros_like(z) for _ in range(3))
+        for step, mask in enumerate(latent_step_masks(*z.shape[1:], z.device)):
+            step_means, step_indices = self._distribution(known, step, quality)
+            known = torch.where(mask, z_hat, known)
+            means, indices = torch.where(mask, step_means, means), torch.where(mask, step_indices, indices)
+        density = self.gaussian_conditional
+        values = density.quantize(z, "noise" if self.training else "dequantize")
+        return density.likelihood_lower_bound(density._likelihood(values, self._scales(indices), means))
 
     @property
     def reads_exact(self) -> bool:
@@ -146,14 +155,24 @@ class ContinuousCodec(nn.Module):
             return self.exact.features(z.long(), quality)
         return self.hyper_synthesis(z, quality)
 
-    def _distribution(self, features: Tensor, known: Tensor, step: int, quality: Tensor) -> tuple[Tensor, Tensor]:
-        """Means (B,M,h,w), multiples of 1/16, and scale-table indices (B,M,h,w), both float32."""
+    def _distribution(
+        self, known: Tensor, step: int, quality: Tensor, features: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Means, multiples of 1/16, and scale-table indices, both float32 and as large as what is known of y (B,M,h,w),
+        or, where there are no features, of z."""
         if self.reads_exact:
             known = (known * MEAN_STEPS).round().long()
-            mean, index = self.exact.distribution(features, known, step, quality)
+            if features is None:
+                mean, index = self.exact.hyper_prior.distribution(known, step, quality)
+            else:
+                mean, index = self.exact.distribution(known, step, quality, features)
             return mean.float() / MEAN_STEPS, index.float()
-        mean, index = (t.float() for t in self.context(features, known, step, quality))
+        context = self.hyper_prior if features is None else self.context
+        mean, index = (t.float() for t in context(known, step, quality, features))
         return round_through(mean * MEAN_STEPS) / MEAN_STEPS, index
+
+    def _scales(self, indices: Tensor) -> Tensor:
+        return scale_of(self.index_floor(indices).clamp(max=SCALES - 1))
 
     def _coded(self, indices: Tensor) -> Tensor:
         return (indices.round() > 0) | self.training

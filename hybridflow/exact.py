@@ -16,8 +16,8 @@ from hybridflow.probability import INDEX_STEPS, LATENT_STEPS, QUALITIES, SCALES,
 SHIFT = 20
 """Totals of a layer are in units of 2**-SHIFT of what it gives."""
 ACTIVATION_MAX = 127
-Z_LIMIT, Y_LIMIT = 127, 8191
-"""Inputs are clamped to these magnitudes: z, and y^_c in sixteenths."""
+Z_LIMIT, KNOWN_LIMIT = 127, 8191
+"""Inputs are clamped to these magnitudes: z, and what is decoded of y or z in sixteenths."""
 LOGIT_STEPS = 128
 """Logits of indices are in units of 1/128 nat."""
 EXPONENTIALS = 16 * LOGIT_STEPS
@@ -78,41 +78,56 @@ class IntegerNetwork(nn.Module):
             buffer.zero_()
 
 
-class IntegerLatentModel(IntegerNetwork):
-    """Hyper-synthesis and context model: z, and what is decoded of y -> mean and scale of every symbol of y.
+class IntegerContextModel(IntegerNetwork):
+    """What is decoded of a latent, and features if there are some -> mean and scale of every symbol of it.
 
     Args:
-        channels: M of y_c.
-        z_channels: Z of the hyper-latent.
-        width: W of both networks.
+        channels: of the latent.
+        width: of the network.
     """
 
-    def __init__(self, channels: int, z_channels: int, width: int) -> None:
+    def __init__(self, channels: int, width: int) -> None:
         super().__init__()
-        self.inward = IntegerConv(z_channels, width, 3, rows=QUALITIES)
-        self.upward = IntegerConv(width, 4 * width)
-        self.middle = IntegerConv(width, width, 3)
-        self.outward = IntegerConv(width, 4 * width)
         self.known = IntegerConv(channels, width, 3, rows=QUALITIES)
         self.register_buffer("step", torch.zeros(LATENT_STEPS, 4, width, dtype=torch.int32))
         self.first = IntegerConv(width, width)
         self.second = IntegerConv(width, width)
         self.out = IntegerConv(width, 2 * channels)
 
+    def distribution(
+        self, known: Tensor, step: int, quality: Tensor | int, features: Tensor | int = 0
+    ) -> tuple[Tensor, Tensor]:
+        """known (B,C,h,w) int64 in sixteenths, zero where not decoded; totals (B,W,h,w) of what else is known -> means
+        (B,C,h,w) in sixteenths and scale-table indices (B,C,h,w), int64."""
+        total = self.known(known.clamp(-KNOWN_LIMIT, KNOWN_LIMIT), quality) + features
+        total = total + parity_map(self.step[step], *known.shape[2:])
+        x = activate(self.second(activate(self.first(activate(total)))))
+        mean, scale = rescale(self.out(x)).chunk(2, 1)
+        return mean, scale.clamp(0, SCALES - 1)
+
+
+class IntegerLatentModel(IntegerContextModel):
+    """The context model of y, hyper-synthesis, which makes its features of z, and the context model of z itself.
+
+    Args:
+        channels: M of y_c.
+        z_channels: Z of the hyper-latent, and width of the context model of z.
+        width: W of the other networks.
+    """
+
+    def __init__(self, channels: int, z_channels: int, width: int) -> None:
+        super().__init__(channels, width)
+        self.inward = IntegerConv(z_channels, width, 3, rows=QUALITIES)
+        self.upward = IntegerConv(width, 4 * width)
+        self.middle = IntegerConv(width, width, 3)
+        self.outward = IntegerConv(width, 4 * width)
+        self.hyper_prior = IntegerContextModel(z_channels, z_channels)
+
     def features(self, z: Tensor, quality: Tensor | int) -> Tensor:
         """z (B,Z,hz,wz) int64, quality for all or (B,) -> totals (B,W,4hz,4wz) int64 for `distribution`."""
         x = activate(self.inward(z.clamp(-Z_LIMIT, Z_LIMIT), quality))
         x = activate(F.pixel_shuffle(self.upward(x), 2))
         return F.pixel_shuffle(self.outward(activate(self.middle(x))), 2)
-
-    def distribution(self, features: Tensor, known: Tensor, step: int, quality: Tensor | int) -> tuple[Tensor, Tensor]:
-        """features (B,W,h,w); known (B,M,h,w) int64 in sixteenths, zero where not decoded -> means (B,M,h,w) in
-        sixteenths and scale-table indices (B,M,h,w), int64."""
-        total = features + self.known(known.clamp(-Y_LIMIT, Y_LIMIT), quality)
-        total = total + parity_map(self.step[step], *known.shape[2:])
-        x = activate(self.second(activate(self.first(activate(total)))))
-        mean, scale = rescale(self.out(x)).chunk(2, 1)
-        return mean, scale.clamp(0, SCALES - 1)
 
 
 class IntegerIndexPrior(IntegerNetwork):
@@ -139,7 +154,7 @@ class IntegerIndexPrior(IntegerNetwork):
 
     def features(self, y: Tensor, quality: Tensor | int) -> Tensor:
         """y^ (B,M,h,w) int64 in sixteenths, quality for all or (B,) -> totals (B,P,h,w) int64, for every step."""
-        x = activate(self.first(y.clamp(-Y_LIMIT, Y_LIMIT)))
+        x = activate(self.first(y.clamp(-KNOWN_LIMIT, KNOWN_LIMIT)))
         return self.third(activate(self.second(x)), quality)
 
     def logits(self, features: Tensor, indices: Tensor, known: Tensor, step: int, wanted: Tensor) -> Tensor:
@@ -171,31 +186,35 @@ class ProbabilityModel:
 
     Attributes:
         channels: M of y_c.
-        z_counts: (Z, 2R+2) int64, a signed table a channel of z.
-        scale_counts: (SCALES, 2R+2) int64, a signed table a standard deviation.
+        z_channels: Z of the hyper-latent.
+        scale_counts: (MEAN_STEPS, SCALES, 2R+2) int64, a signed table for every sixteenth by which a mean is over an
+            integer, and every standard deviation.
     """
 
-    def __init__(
-        self, latent: IntegerLatentModel, index_prior: IntegerIndexPrior, z_counts: Tensor, scale_counts: Tensor
-    ) -> None:
+    def __init__(self, latent: IntegerLatentModel, index_prior: IntegerIndexPrior, scale_counts: Tensor) -> None:
         self._latent, self._index_prior = latent, index_prior
-        self.channels = latent.out.weight.shape[0] // 2
-        self.z_counts = z_counts.cpu().numpy().astype(np.int64)
+        self.channels, self.z_channels = (len(m.out.weight) // 2 for m in (latent, latent.hyper_prior))
         self.scale_counts = scale_counts.cpu().numpy().astype(np.int64)
 
     def _batched(self, array: np.ndarray) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(array))[None].to(self._latent.step.device)
+
+    def hyper_step(self, known: np.ndarray, step: int, quality: int) -> tuple[np.ndarray, np.ndarray]:
+        """`known` of z (Z,hz,wz) int64 in sixteenths, zero where not decoded -> means (Z,hz,wz) in sixteenths and
+        scale-table indices (Z,hz,wz), int64."""
+        mean, scale = self._latent.hyper_prior.distribution(self._batched(known), step, quality)
+        return mean[0].cpu().numpy(), scale[0].cpu().numpy()
 
     def hyper_features(self, z: np.ndarray, quality: int, h: int, w: int) -> Tensor:
         """z (Z,ceil(h/4),ceil(w/4)) int64 -> features of `latent_step`."""
         return self._latent.features(self._batched(z), quality)[..., :h, :w]
 
     def latent_step(
-        self, features: Tensor, known: np.ndarray, step: int, quality: int
+        self, known: np.ndarray, step: int, quality: int, features: Tensor
     ) -> tuple[np.ndarray, np.ndarray]:
-        """`known` (M,h,w) int64 in sixteenths, zero where not decoded -> means (M,h,w) in sixteenths and scale-table
+        """`known` of y (M,h,w) int64 in sixteenths, zero where not decoded -> means (M,h,w) in sixteenths and scale-table
         indices (M,h,w), int64."""
-        mean, scale = self._latent.distribution(features, self._batched(known), step, quality)
+        mean, scale = self._latent.distribution(self._batched(known), step, quality, features)
         return mean[0].cpu().numpy(), scale[0].cpu().numpy()
 
     def index_features(self, y: np.ndarray, quality: int) -> Tensor:

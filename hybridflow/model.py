@@ -261,7 +261,7 @@ class HybridFlow(CompressionModel):
 
         The arguments are CompressAI's; tables are always baked anew, and only if `force` or not baked yet.
         """
-        baked = bool(self.continuous.z_counts.any())
+        baked = bool(self.continuous.scale_counts.any())
         if baked and not force:
             return False
         self.continuous.bake_tables()
@@ -276,7 +276,7 @@ class HybridFlow(CompressionModel):
         continuous, prior = self.continuous, self.index_prior
         if not (continuous.exact.frozen and prior.exact.frozen):
             raise RuntimeError("the bits are not frozen: run `hybridflow freeze` on the weights first")
-        return ProbabilityModel(continuous.exact, prior.exact, continuous.z_counts, continuous.scale_counts)
+        return ProbabilityModel(continuous.exact, prior.exact, continuous.scale_counts)
 
     @torch.inference_mode()
     def analyse(self, image: Tensor) -> Analysed:
@@ -313,7 +313,7 @@ class HybridFlow(CompressionModel):
         z = z[0].round().long().cpu().numpy()
         h, w = gained.shape[-2:]
         coder = Encoder()
-        code_z(coder, probability, h, w, z)
+        code_z(coder, probability, quality, h, w, z)
         y = code_y(coder, probability, quality, z, h, w, gained[0].double().cpu().numpy())
         code_check(coder, header, z, y)
         regions = self._choose_regions(analysed, y, q) if schedule == "dynamic" else None
@@ -350,7 +350,7 @@ class HybridFlow(CompressionModel):
         def section(name: str) -> None:
             sections[name] = coder.bits - sum(sections.values())
 
-        z = code_z(coder, probability, h, w)
+        z = code_z(coder, probability, quality, h, w)
         section("z")
         y = code_y(coder, probability, quality, z, h, w)
         section("y")

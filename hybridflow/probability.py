@@ -1,4 +1,4 @@
-"""Hyper-synthesis and context model in training's floats, and what their frozen integers share with them.
+"""Hyper-synthesis and context models in training's floats, and what their frozen integers share with them.
 
 They hold only what freezes to the integer arithmetic of `exact`: plain convolutions, ReLU, pixel-shuffle, and biases
 chosen by quality and coding step; no normalisation, and a fan-in of at most 1,024.
@@ -15,7 +15,7 @@ from hybridflow.layers import conv1x1, conv3x3
 LATENT_STEPS = 4
 INDEX_STEPS = 4
 MEAN_STEPS = 16
-"""Means are multiples of 1/16 in the gained domain."""
+"""Means are multiples of 1/16: of y in the gained domain, of z in its own."""
 SCALES = 64
 SCALE_MIN, SCALE_MAX = 0.11, 16.0
 
@@ -34,7 +34,7 @@ class QualityTable(nn.Module):
 
 
 def latent_step_masks(channels: int, h: int, w: int, device=None) -> Tensor:
-    """What is coded at each step: (LATENT_STEPS,C,h,w) bool.
+    """What is coded of y or z at each step: (LATENT_STEPS,C,h,w) bool.
 
     Channels fall into four groups, positions into four by the parities of row and column; at each step every group
     codes another position of each 2x2 cell, so that later steps see all four positions (after DCVC-DC's quadtree
@@ -77,16 +77,23 @@ class HyperSynthesis(nn.Module):
 
 
 class ContextModel(nn.Module):
-    """Features and what is decoded of y -> mean and scale of every symbol of y, one step after the other."""
+    """What is decoded of a latent -> mean and scale of every symbol of it, one step after the other.
+
+    Args:
+        channels: of the latent: M of y, which is decoded given features, or Z of z, which comes first.
+        width: of the network.
+        features: channels of what else is known; None for nothing.
+    """
 
     SCALE_SLOPE, SCALE_START = 16, 24
     """Scale-table index of what the last convolution gives."""
 
-    def __init__(self, channels: int, features: int, width: int) -> None:
+    def __init__(self, channels: int, width: int, features: int | None = None) -> None:
         super().__init__()
         self.channels = channels
         self.known = conv3x3(channels, width)
-        self.features = conv1x1(features, width)
+        if features is not None:
+            self.features = conv1x1(features, width)
         self.quality = QualityTable(width)
         self.step = nn.Parameter(torch.zeros(LATENT_STEPS, 4, width))
         self.body = nn.Sequential(nn.ReLU(), conv1x1(width, width), nn.ReLU(), conv1x1(width, width), nn.ReLU())
@@ -94,11 +101,15 @@ class ContextModel(nn.Module):
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)
 
-    def forward(self, features: Tensor, known: Tensor, step: int, quality: Tensor) -> tuple[Tensor, Tensor]:
-        """features (B,F,h,w); known (B,M,h,w) in the gained domain, zero where not yet decoded -> means (B,M,h,w) in
-        the gained domain and scale-table indices (B,M,h,w), fractional, unbounded."""
+    def forward(
+        self, known: Tensor, step: int, quality: Tensor, features: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """known (B,C,h,w), zero where not yet decoded, and features (B,F,h,w) if it was made for some -> means (B,C,h,w)
+        in the domain of `known` and scale-table indices (B,C,h,w), fractional, unbounded."""
         bias = parity_map(self.step[step], *known.shape[-2:])
-        hidden = self.known(known) + self.features(features) + self.quality(quality)[..., None, None] + bias
+        hidden = self.known(known) + self.quality(quality)[..., None, None] + bias
+        if features is not None:
+            hidden = hidden + self.features(features)
         mean, scale = self.out(self.body(hidden)).chunk(2, 1)
         return mean, self.SCALE_SLOPE * scale + self.SCALE_START
 

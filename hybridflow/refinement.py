@@ -34,7 +34,7 @@ class RelaxedLatentModel:
         layers = exact.known, exact.first, exact.second, exact.out
         self.known, self.first, self.second, self.out = map(_relaxed, layers)
 
-    def distribution(self, features: Tensor, known: Tensor, step: int, quality: int) -> tuple[Tensor, Tensor]:
+    def distribution(self, known: Tensor, step: int, quality: int, features: Tensor) -> tuple[Tensor, Tensor]:
         """As of `IntegerLatentModel`, but known (B,M,h,w) in the gained domain, and the means too; indices are
         fractional."""
         total = features.float() / 2**SHIFT + self.known(known * MEAN_STEPS, quality)
@@ -113,7 +113,7 @@ def _round(
     """y (1,M,h,w) as it would be coded, with gradients, and its bits, a scalar."""
     known, bits = torch.zeros_like(y), y.new_zeros(())
     for step, mask in enumerate(masks):
-        mean, index = model.distribution(features, known, step, quality)
+        mean, index = model.distribution(known, step, quality, features)
         mean = round_through(mean * MEAN_STEPS) / MEAN_STEPS
         coded = index.round() > 0
         residual = y - mean

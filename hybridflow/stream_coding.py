@@ -30,18 +30,25 @@ def _signed(coder: Coder, values: np.ndarray | None, n: int, counts: np.ndarray)
     return values
 
 
-def code_z(coder: Coder, model: ProbabilityModel, h: int, w: int, z: np.ndarray | None = None) -> np.ndarray:
-    """z (Z,ceil(h/4),ceil(w/4)) int64, channel by channel, each in raster order with its own table.
+def code_z(
+    coder: Coder, model: ProbabilityModel, quality: int, h: int, w: int, z: np.ndarray | None = None
+) -> np.ndarray:
+    """z (Z,ceil(h/4),ceil(w/4)) int64, step by step (`latent_step_masks`), inside a step channel by channel, each in
+    raster order: the distances to the integers below their means.
 
     Raises:
         FormatError: the stream ends long before its symbols do.
     """
     rows, columns = -(-h // 4), -(-w // 4)
-    channels = [
-        _signed(coder, None if z is None else z[c].ravel(), rows * columns, counts)
-        for c, counts in enumerate(model.z_counts)
-    ]
-    return np.stack(channels).reshape(-1, rows, columns)
+    known = np.zeros((model.z_channels, rows, columns), np.int64)
+    for step, masks in enumerate(latent_step_masks(model.z_channels, rows, columns).numpy()):
+        means, scales = model.hyper_step(MEAN_STEPS * known, step, quality)
+        for channel, mask in enumerate(masks):
+            below, sixteenths = np.divmod(means[channel][mask], MEAN_STEPS)
+            tables = model.scale_counts[sixteenths, scales[channel][mask]]
+            values = None if z is None else z[channel][mask] - below
+            known[channel][mask] = below + _signed(coder, values, len(below), tables)
+    return known
 
 
 def code_y(
@@ -60,18 +67,18 @@ def code_y(
     Raises:
         FormatError: the stream ends long before its symbols do.
     """
-    features = model.hyper_features(z, quality, h, w)
+    features, tables = model.hyper_features(z, quality, h, w), model.scale_counts[0]
     known = np.zeros((model.channels, h, w), np.int64)
     for step, mask in enumerate(latent_step_masks(model.channels, h, w).numpy()):
-        mean, scale = (field[mask] for field in model.latent_step(features, known, step, quality))
+        mean, scale = (field[mask] for field in model.latent_step(known, step, quality, features))
         values = None if y is None else np.rint(y[mask] - mean / MEAN_STEPS).astype(np.int64)
         order = np.argsort(scale, kind="stable")
         residual = np.zeros(len(mean), np.int64)
-        starts = np.searchsorted(scale[order], np.arange(len(model.scale_counts) + 1))
-        for index in range(1, len(model.scale_counts)):
+        starts = np.searchsorted(scale[order], np.arange(len(tables) + 1))
+        for index in range(1, len(tables)):
             chosen = order[starts[index] : starts[index + 1]]
             symbols = None if values is None else values[chosen]
-            residual[chosen] = _signed(coder, symbols, len(chosen), model.scale_counts[index])
+            residual[chosen] = _signed(coder, symbols, len(chosen), tables[index])
         known[mask] = residual * MEAN_STEPS + mean
     return known
 

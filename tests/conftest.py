@@ -57,6 +57,7 @@ def spread_out(model: HybridFlow) -> HybridFlow:
         model.continuous.context.out.bias[channels:] += 1
         torch.nn.init.normal_(model.continuous.context.out.weight, std=0.05)
         model.continuous.context.out.bias[-1] = -3  # the smallest scale, whose symbols are not coded
+        torch.nn.init.normal_(model.continuous.hyper_prior.out.weight, std=0.05)
         for join in model.correction.joins:
             torch.nn.init.normal_(join.weight, std=0.1)
     return model

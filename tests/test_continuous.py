@@ -12,6 +12,7 @@ from hybridflow.index_prior import IndexPrior
 from hybridflow.model import PRESETS
 from hybridflow.probability import (
     LATENT_STEPS,
+    MEAN_STEPS,
     QUALITIES,
     SCALE_MAX,
     SCALE_MIN,
@@ -22,7 +23,7 @@ from hybridflow.probability import (
     latent_step_masks,
     scale_of,
 )
-from hybridflow.stream_coding import code_y
+from hybridflow.stream_coding import code_y, code_z
 
 SIZES = [(1, 1), (1, 3), (4, 4), (5, 7)]
 
@@ -121,6 +122,10 @@ class Recorder:
         self.given.append(self._model.latent_step(*arguments))
         return self.given[-1]
 
+    def hyper_step(self, *arguments):
+        self.given.append(self._model.hyper_step(*arguments))
+        return self.given[-1]
+
 
 @pytest.mark.parametrize("step", range(LATENT_STEPS))
 def test_later_symbols_change_no_earlier_distribution(model, step):
@@ -132,9 +137,23 @@ def test_later_symbols_change_no_earlier_distribution(model, step):
     first, second = Recorder(model.probability()), Recorder(model.probability())
     code_y(Encoder(), first, 31, z, h, w, y)
     code_y(Encoder(), second, 31, z, h, w, y + 8 * mask)
-    for number, (one, other) in enumerate(zip(first.given, second.given)):
-        means_agree = (one[0] == other[0]).all() and (one[1] == other[1]).all()
-        assert means_agree == (number <= step)
+    assert [agree(*pair) for pair in zip(first.given, second.given)] == [n <= step for n in range(LATENT_STEPS)]
+
+
+@pytest.mark.parametrize("step", range(LATENT_STEPS))
+def test_later_symbols_of_z_change_no_earlier_distribution(model, step):
+    rows, columns, channels = 5, 7, model.preset.z_channels
+    z = torch.randint(-3, 4, (channels, rows, columns), generator=torch.Generator().manual_seed(step)).numpy()
+    mask = latent_step_masks(channels, rows, columns)[step].numpy()
+    first, second = Recorder(model.probability()), Recorder(model.probability())
+    code_z(Encoder(), first, 31, 4 * rows, 4 * columns, z)
+    code_z(Encoder(), second, 31, 4 * rows, 4 * columns, z + 8 * mask)
+    assert [agree(*pair) for pair in zip(first.given, second.given)] == [n <= step for n in range(LATENT_STEPS)]
+
+
+def agree(one, other):
+    """Whether means and scales are the same."""
+    return all((a == b).all() for a, b in zip(one, other))
 
 
 @torch.inference_mode()
@@ -148,16 +167,18 @@ def test_what_training_sees_is_what_is_coded(model):
 
 def test_tables_are_whole_and_follow_the_densities(model):
     continuous = model.continuous
-    for counts in (continuous.z_counts, continuous.scale_counts):
-        assert counts.min() >= 1 and (counts.long().sum(1) == 2**PRECISION).all()
-    probabilities = continuous.scale_counts[:, :-1].double() / 2**PRECISION
-    values = torch.arange(probabilities.shape[1]).double() - probabilities.shape[1] // 2
-    torch.testing.assert_close((probabilities * values).sum(1), torch.zeros(SCALES).double(), atol=2e-3, rtol=0)
-    deviations = (probabilities * values**2).sum(1).sqrt()
-    narrow = scale_of(torch.arange(SCALES).double()) < 8  # wider ones reach beyond the table
-    wide_enough = narrow & (scale_of(torch.arange(SCALES).double()) > 1)
-    expected = (scale_of(torch.arange(SCALES).double()) ** 2 + 1 / 12).sqrt()
-    torch.testing.assert_close(deviations[wide_enough], expected[wide_enough], rtol=0.02, atol=0)
+    counts, scales = continuous.scale_counts, scale_of(torch.arange(SCALES).double())
+    assert counts.min() >= 1 and (counts.long().sum(-1) == 2**PRECISION).all()
+    probabilities = counts[..., :-1].double() / 2**PRECISION
+    values = torch.arange(probabilities.shape[-1]).double() - probabilities.shape[-1] // 2
+    means = (probabilities * values).sum(-1)
+    torch.testing.assert_close(means[0], torch.zeros(SCALES).double(), atol=2e-3, rtol=0)
+    wide_enough = (scales > 1) & (scales < 8)  # wider ones reach beyond the table
+    expected = (torch.arange(MEAN_STEPS).double() / MEAN_STEPS)[:, None].expand_as(means)
+    torch.testing.assert_close(means[:, wide_enough], expected[:, wide_enough], atol=5e-3, rtol=0)
+    deviations = (probabilities * (values - means[..., None]) ** 2).sum(-1).sqrt()
+    expected = (scales**2 + 1 / 12).sqrt().expand_as(deviations)
+    torch.testing.assert_close(deviations[:, wide_enough], expected[:, wide_enough], rtol=0.02, atol=0)
 
 
 @pytest.mark.parametrize("preset", PRESETS.values(), ids=PRESETS)
@@ -166,6 +187,7 @@ def test_probability_networks_have_the_shape_that_freezes_to_integers(preset):
     networks = [
         HyperSynthesis(preset.z_channels, width, width),
         ContextModel(preset.latent_channels, width, width),
+        ContextModel(preset.z_channels, preset.z_channels),
         IndexPrior(preset.latent_channels, preset.num_codes, preset.prior_width, preset.prior_embedding),
     ]
     for network in networks:

@@ -51,9 +51,9 @@ class RangeDecoder:
             bits -= piece
         return value
 
-    def signed_run(self, n, table):
-        reach = len(table) // 2 - 1
-        values = [self.symbol(table) - reach for _ in range(n)]
+    def signed_run(self, tables):
+        values = [self.symbol(table) - (len(table) // 2 - 1) for table in tables]
+        reach = len(tables[0]) // 2 - 1 if len(tables) else 0
         for i, value in enumerate(values):
             if value > reach:
                 bits = 0
@@ -74,7 +74,7 @@ class Reader:
     def _model_id(self):
         digest = hashlib.sha256()
         named = ("codebook.codewords", "continuous.exact.", "index_prior.exact.")
-        named += ("continuous.log_inverse_gain.anchors", "continuous.scale_counts", "continuous.z_counts")
+        named += ("continuous.log_inverse_gain.anchors", "continuous.scale_counts")
         for name in sorted(self.tensors):
             if name.startswith(named):
                 values = self.tensors[name]
@@ -97,7 +97,7 @@ class Reader:
 
     def read(self, data):
         """-> z, y, sent, indices."""
-        assert data[:1] == b"H" and data[1] // 8 == 0x90 // 8
+        assert data[:1] == b"H" and data[1] // 8 == 0x98 // 8
         assert zlib.crc32(data[:-4]) == int.from_bytes(data[-4:], "big") and data[2:5] == self.model_id
         schedule, self.quality, bits = data[1] % 8, data[5] % 64, (8, 12, 16, 32)[data[5] // 64]
         start = 6 + 2 * bits // 8
@@ -112,10 +112,23 @@ class Reader:
         return z, y, sent, self._indices(y, sent)
 
     def _z(self, h, w):
-        rows, columns = -(-h // 4), -(-w // 4)
-        tables = self.tensors["continuous.z_counts"]
-        values = [self.coder.signed_run(rows * columns, table) for table in tables]
-        return np.array(values).reshape(-1, rows, columns)
+        part, channels = "continuous.exact.hyper_prior.", self.size["z_channels"]
+        z = np.zeros((channels, -(-h // 4), -(-w // 4)), int)
+        for s in range(4):
+            mean, scale = self._distribution(part, 16 * z, s)
+            for c, mine in enumerate(steps(z) == s):
+                tables = self.tensors["continuous.scale_counts"][mean[c][mine] % 16, scale[c][mine]]
+                z[c][mine] = mean[c][mine] // 16 + np.array(self.coder.signed_run(tables), int)
+        return z
+
+    def _distribution(self, part, known, s, features=0):
+        """Means and scales of step s."""
+        i, j = np.indices(known.shape[1:])
+        x = features + self.layer(part + "known", np.clip(known, -8191, 8191), 3, self.quality)
+        x = act(x + self.integers(part + "step")[s][2 * (i % 2) + j % 2].transpose(2, 0, 1))
+        x = act(self.layer(part + "second", act(self.layer(part + "first", x))))
+        x = rescale(self.layer(part + "out", x))
+        return x[: len(known)], np.clip(x[len(known) :], 0, 63)
 
     def _hyper_features(self, z):
         part = "continuous.exact."
@@ -124,22 +137,14 @@ class Reader:
         return shuffle(self.layer(part + "outward", act(self.layer(part + "middle", x, 3))))
 
     def _y(self, features):
-        part, channels = "continuous.exact.", self.size["latent_channels"]
-        _, h, w = features.shape
-        c, i, j = np.indices((channels, h, w))
-        known = np.zeros((channels, h, w), int)
+        known = np.zeros((self.size["latent_channels"], *features.shape[1:]), int)
         for s in range(4):
-            x = features + self.layer(part + "known", np.clip(known, -8191, 8191), 3, self.quality)
-            x = act(x + self.integers(part + "step")[s][2 * (i[0] % 2) + j[0] % 2].transpose(2, 0, 1))
-            x = act(self.layer(part + "second", act(self.layer(part + "first", x))))
-            x = rescale(self.layer(part + "out", x))
-            mean, scale = x[:channels], np.clip(x[channels:], 0, 63)
-            mine = np.array([0, 3, 1, 2])[(c % 4 + s) % 4] == 2 * (i % 2) + j % 2
-            for index, table in enumerate(self.tensors["continuous.scale_counts"]):
-                run = mine & (scale == index)
+            mean, scale = self._distribution("continuous.exact.", known, s, features)
+            for index, table in enumerate(self.tensors["continuous.scale_counts"][0]):
+                run = (steps(known) == s) & (scale == index)
                 if run.any():
                     known[run] = mean[run]
-                    known[run] += 16 * np.array(self.coder.signed_run(run.sum(), table)) if index else 0
+                    known[run] += 16 * np.array(self.coder.signed_run(run.sum() * [table])) if index else 0
         return known
 
     def _sent(self, schedule, h, w):
@@ -180,6 +185,12 @@ class Reader:
         return indices
 
 
+def steps(latent):
+    """At which each symbol of y or z is coded."""
+    c, i, j = np.indices(latent.shape)
+    return (np.argsort([0, 3, 1, 2])[2 * (i % 2) + j % 2] - c) % 4
+
+
 def rescale(total):
     return (total + 2**19) // 2**20
 
@@ -198,7 +209,7 @@ def test_the_document_describes_escapes():
     values = [0, 3, -3, 4, -4, 5, -7, 100, -(2**20), 2**33 + 5]
     encoder = Encoder()
     encoder.encode_signed(np.array(values), table)
-    assert RangeDecoder(encoder.finish()).signed_run(len(values), table) == values
+    assert RangeDecoder(encoder.finish()).signed_run(len(values) * [table]) == values
 
 
 @pytest.mark.parametrize("width, height, quality", [(1, 1, 63), (15, 17, 0), (150, 139, 40)])

@@ -39,7 +39,7 @@ def test_hidden_are_layers_that_end_in_neither_colours_nor_codewords():
     assert hidden >= {layer.weight for layer in inner}
     names = {name for name, parameter in model.named_parameters() if parameter in hidden}
     assert all(name.endswith(".weight") for name in names)
-    assert not [name for name in names if "entropy_bottleneck" in name or "norm" in name]
+    assert not [name for name in names if "quality" in name or "norm" in name]
 
 
 @pytest.mark.parametrize("shape", [(24, 96), (96, 24), (16, 8, 3, 3)])

@@ -38,8 +38,8 @@ def test_the_relaxed_model_says_what_the_integers_say():
     features = exact.features(z, 20)
     relaxed = RelaxedLatentModel(exact)
     for step in range(4):
-        mean, index = exact.distribution(features, known, step, 20)
-        relaxed_mean, relaxed_index = relaxed.distribution(features, known / 16, step, 20)
+        mean, index = exact.distribution(known, step, 20, features)
+        relaxed_mean, relaxed_index = relaxed.distribution(known / 16, step, 20, features)
         for said, meant in ((16 * relaxed_mean, mean), (relaxed_index, index)):
             assert len(meant.unique()) > 10
             assert (said - meant).abs().mean() < 0.05 * meant.float().std()

@@ -60,7 +60,7 @@ def test_a_woken_channel_is_expected_at_its_new_scale(images):
         model.continuous.analysis.net[-1].weight[1] *= 1e-4
     revive_latents(model, Ablations(SMALL), images)
     features, known = torch.randn(1, SMALL.context_width, 4, 4), torch.randn(1, SMALL.latent_channels, 4, 4)
-    mean, index = model.continuous.context(features, known, 0, MIDDLE)
+    mean, index = model.continuous.context(known, 0, MIDDLE, features)
     assert torch.equal(mean[:, 1], torch.zeros_like(mean[:, 1]))
     assert torch.allclose(scale_of(index[:, 1]), torch.tensor(AWAKE), rtol=1e-4)
     assert SCALE_MIN < AWAKE < SCALE_MAX

@@ -20,7 +20,7 @@ from hybridflow.checkpoint import load_parts
 from hybridflow.container import QUALITIES
 from hybridflow.continuous import ContinuousCodec
 from hybridflow.draws import Draws
-from hybridflow.exact import ACTIVATION_MAX, EXPONENTIALS, LOGIT_STEPS, SHIFT, IntegerConv
+from hybridflow.exact import ACTIVATION_MAX, EXPONENTIALS, LOGIT_STEPS, SHIFT, IntegerContextModel, IntegerConv
 from hybridflow.masking import random_mask
 from hybridflow.model import HybridFlow
 from hybridflow.probability import MEAN_STEPS, ContextModel, QualityTable
@@ -87,11 +87,11 @@ def freeze_weights(weights: Path, preset: str, out: Path, photos: PhotoSet) -> N
 
 def _freeze_latent_model(codec: ContinuousCodec, batches: list[tuple[Tensor, Tensor]]) -> None:
     hyper, context, exact = codec.hyper_synthesis, codec.context, codec.exact
-    body = context.body
-    with _units(hyper.middle[0], hyper.middle[3], hyper.middle[5], body[0], body[2], body[4]) as units:
+    synthesis = hyper.middle[0], hyper.middle[3], hyper.middle[5]
+    with _units(*synthesis, *context.body[::2], *codec.hyper_prior.body[::2]) as units:
         for images, quality in batches:
             codec(images, quality)
-    inward, doubled, middle, hidden, first, second = units
+    inward, doubled, middle, hidden = units[:4]
 
     _quantise(exact.inward, *_affine(hyper.inward, hyper.quality), 1, inward)
     _quantise(exact.upward, *_affine(hyper.middle[1]), inward, doubled.repeat_interleave(4))
@@ -102,11 +102,20 @@ def _freeze_latent_model(codec: ContinuousCodec, batches: list[tuple[Tensor, Ten
     weight = torch.einsum("of,fpi->opi", reader, weight.unflatten(0, (-1, 4))).flatten(0, 1)
     bias = (reader @ bias.view(-1, 4)).view(1, -1)
     _quantise(exact.outward, weight, bias, middle, hidden.repeat_interleave(4))
+    _freeze_context(context, exact, units[3:6], reader_bias)
+    _freeze_context(codec.hyper_prior, exact.hyper_prior, units[6:])
+
+
+def _freeze_context(
+    context: ContextModel, exact: IntegerContextModel, units: list[Tensor], features_bias: Tensor | float = 0.0
+) -> None:
+    """Freeze all but the reader of features, given the steps of the three rectifiers."""
+    hidden, first, second = units
     weight, bias = _affine(context.known, context.quality)
-    _quantise(exact.known, weight, bias + reader_bias, 1 / MEAN_STEPS, hidden)
+    _quantise(exact.known, weight, bias + features_bias, 1 / MEAN_STEPS, hidden)
     exact.step.copy_(_fixed_point(context.step / hidden))
-    _quantise(exact.first, *_affine(body[1]), hidden, first)
-    _quantise(exact.second, *_affine(body[3]), first, second)
+    _quantise(exact.first, *_affine(context.body[1]), hidden, first)
+    _quantise(exact.second, *_affine(context.body[3]), first, second)
     weight, bias = _affine(context.out)
     slope = torch.tensor([MEAN_STEPS, ContextModel.SCALE_SLOPE]).repeat_interleave(context.channels).to(weight)
     start = torch.tensor([0, ContextModel.SCALE_START]).repeat_interleave(context.channels).to(weight)

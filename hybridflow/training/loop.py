@@ -31,7 +31,7 @@ from hybridflow.saving import replace_atomically
 from hybridflow.training.stages import STAGES
 from hybridflow.training.validation import validate
 
-_STATE_FORMAT = 2
+_STATE_FORMAT = 3
 """Rises whenever `state.pt` holds other things than before."""
 
 

@@ -88,8 +88,6 @@ class Stage(nn.Module):
                 part.requires_grad_(name in self.trained)
                 if name in self.trained:
                     thaw(part)
-        for codec in (model.continuous, ablations.continuous_alone):
-            codec.entropy_bottleneck.quantiles.requires_grad_(False)  # read by CompressAI's own tables alone
 
     def forward(self, turn: str, x: Tensor, draws: Draws, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of one of `turns`; what every random number comes of is `draws`."""
