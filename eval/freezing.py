@@ -28,9 +28,10 @@ from eval.photo import Photo
 from eval.study import Rows
 from hybridflow.checkpoint import read_weights
 from hybridflow.errors import CheckpointError
+from hybridflow.exact import IntegerContextModel
 from hybridflow.masking import coding_steps
 from hybridflow.model import Coded, HybridFlow
-from hybridflow.probability import INDEX_STEPS, latent_step_masks
+from hybridflow.probability import INDEX_STEPS, MEAN_STEPS, latent_step_masks
 
 POINTS = ((0, "none"), (22, "none"), (41, "none"), (63, "none"), (31, "1_4"), (31, "full"))
 """Quality and schedule of the files."""
@@ -116,16 +117,24 @@ def integers(model: HybridFlow, coded: Sequence[Coded], quality: int) -> Iterato
     z, y, sent, indices = (torch.from_numpy(np.stack(arrays)) for arrays in zip(*coded))
     h, w = indices.shape[1:]
     latent, prior = model.continuous.exact, model.index_prior.exact
-    features, known = latent.features(z, quality)[..., :h, :w], torch.zeros_like(y)
-    for step, mask in enumerate(latent_step_masks(y.shape[1], h, w)):
-        yield torch.cat(latent.distribution(known, step, quality, features), 1)
-        known = torch.where(mask, y, known)
+    yield from distributions(latent.hyper_prior, MEAN_STEPS * z, quality)
+    yield from distributions(latent, y, quality, latent.features(z, quality)[..., :h, :w])
     features, steps = prior.features(y, quality), coding_steps(h, w)
     yield features
     for step in range(INDEX_STEPS):
         wanted = (steps == step).expand_as(sent)
         logits = prior.logits(features, indices, sent & (steps < step), step, wanted)
         yield logits.unflatten(0, (len(coded), -1))
+
+
+def distributions(
+    model: IntegerContextModel, values: Tensor, quality: int, features: Tensor | int = 0
+) -> Iterator[Tensor]:
+    """Means and scales of each step of z or y (B,C,h,w), in sixteenths: (B,2C,h,w) int64."""
+    known = torch.zeros_like(values)
+    for step, mask in enumerate(latent_step_masks(*values.shape[1:])):
+        yield torch.cat(model.distribution(known, step, quality, features), 1)
+        known = torch.where(mask, values, known)
 
 
 @contextmanager

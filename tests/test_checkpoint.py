@@ -53,7 +53,8 @@ def test_a_release_is_half_precision_with_whole_tables_and_nothing_of_training(m
     assert weights["continuous.scale_counts"].dtype == torch.int32
     absent = set(model.state_dict()) - set(weights)
     assert {"codebook.average_count", "codebook.average_sum", "codebook.started"} < absent
-    floats = ("continuous.hyper_synthesis.", "continuous.context.", "index_prior.")  # frozen to integers
+    frozen = ("hyper_prior.", "hyper_synthesis.", "context.")
+    floats = (*(f"continuous.{name}" for name in frozen), "index_prior.")  # of which there are integers
     assert all(key.startswith(("codebook.", *floats)) or key.endswith("bound") for key in absent)
     assert not any(key.startswith(floats) and ".exact." not in key for key in weights)
     assert weights["index_prior.exact.out.weight"].dtype == torch.int8

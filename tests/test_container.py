@@ -26,9 +26,9 @@ def test_round_trip(width, height, schedule):
 
 
 def test_the_bytes_of_a_kodak_header():
-    assert KODAK.pack() == b"H\x91" + b"\x01\x02\x03" + b"\x5f" + b"\x2f\xf1\xff"
+    assert KODAK.pack() == b"H\x99" + b"\x01\x02\x03" + b"\x5f" + b"\x2f\xf1\xff"
     assert pack(KODAK, b"S") == with_crc(KODAK.pack() + b"S")
-    assert Header(1, 1, 0, "full", b"abc").pack() == b"H\x90abc\0\0\0"
+    assert Header(1, 1, 0, "full", b"abc").pack() == b"H\x98abc\0\0\0"
 
 
 @pytest.mark.parametrize(
@@ -38,13 +38,13 @@ def test_the_bytes_of_a_kodak_header():
         (b"hello, I am a text file\n", "not an .hf file"),
         (b"Hello", "not an .hf file"),
         (b"H", "cut or damaged"),
-        (b"H\x90", "cut or damaged"),
-        (b"H\x98" + pack(KODAK, b"x")[2:], "update hybridflow"),
+        (b"H\x98", "cut or damaged"),
+        (b"H\xa0" + pack(KODAK, b"x")[2:], "update hybridflow"),
         (pack(KODAK, b"stream")[:-1], "cut or damaged"),
-        (with_crc(b"H\x90abc"), "cut or damaged"),
+        (with_crc(b"H\x98abc"), "cut or damaged"),
         (with_crc(KODAK.pack()[:-1]), "cut or damaged"),
-        (with_crc(b"H\x95abc" + b"\0\0\0"), "does not exist"),
-        (with_crc(b"H\x90abc" + b"\x40\0\0\xff"), "more bits than they need"),
+        (with_crc(b"H\x9dabc" + b"\0\0\0"), "does not exist"),
+        (with_crc(b"H\x98abc" + b"\x40\0\0\xff"), "more bits than they need"),
         (pack(Header(2**32, 2**32, 0, "full", b"abc"), b""), "over the limit"),
     ],
 )
@@ -78,7 +78,7 @@ def test_unchecked_reading_takes_what_is_there():
 def test_hostile_bytes_never_crash():
     rng = np.random.default_rng(0)
     for n in rng.integers(0, 30, 2000):
-        for data in (b"H\x90" + rng.bytes(int(n)), with_crc(b"H\x90" + rng.bytes(int(n)))):
+        for data in (b"H\x98" + rng.bytes(int(n)), with_crc(b"H\x98" + rng.bytes(int(n)))):
             try:
                 header, _ = unpack(data, check=False)
                 assert header.width * header.height <= MAX_PIXELS
