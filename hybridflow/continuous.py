@@ -92,7 +92,7 @@ class ContinuousCodec(nn.Module):
 
     @torch.no_grad()
     def bake_tables(self) -> None:
-        """Turn Gaussians of every scale, and of means between two integers, into the integer tables that coders read."""
+        """Turn Gaussians of every scale and of means between two integers into the integer tables that coders read."""
         edges = torch.arange(-REACH - 0.5, REACH + 1, dtype=torch.float64)
         scales = scale_of(torch.arange(SCALES, dtype=torch.float64))[:, None]
         for sixteenths, counts in enumerate(self.scale_counts):

@@ -212,8 +212,8 @@ class ProbabilityModel:
     def latent_step(
         self, known: np.ndarray, step: int, quality: int, features: Tensor
     ) -> tuple[np.ndarray, np.ndarray]:
-        """`known` of y (M,h,w) int64 in sixteenths, zero where not decoded -> means (M,h,w) in sixteenths and scale-table
-        indices (M,h,w), int64."""
+        """`known` of y (M,h,w) int64 in sixteenths, zero where not decoded -> means (M,h,w) in sixteenths and
+        scale-table indices (M,h,w), int64."""
         mean, scale = self._latent.distribution(self._batched(known), step, quality, features)
         return mean[0].cpu().numpy(), scale[0].cpu().numpy()
 

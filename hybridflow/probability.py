@@ -104,8 +104,8 @@ class ContextModel(nn.Module):
     def forward(
         self, known: Tensor, step: int, quality: Tensor, features: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """known (B,C,h,w), zero where not yet decoded, and features (B,F,h,w) if it was made for some -> means (B,C,h,w)
-        in the domain of `known` and scale-table indices (B,C,h,w), fractional, unbounded."""
+        """known (B,C,h,w), zero where not yet decoded, and features (B,F,h,w) if it was made for some -> means
+        (B,C,h,w) in the domain of `known` and scale-table indices (B,C,h,w), fractional, unbounded."""
         bias = parity_map(self.step[step], *known.shape[-2:])
         hidden = self.known(known) + self.quality(quality)[..., None, None] + bias
         if features is not None:

@@ -17,6 +17,9 @@ from hybridflow.region_prior import RegionPrior
 
 Coder = Encoder | Decoder
 
+Z_RUN = 4096
+"""Values of z in a run: each has a table of its own, and a stream that ends early ends before many are made."""
+
 _CUT = "the continuous stream is damaged or cut short: get the file again from its source"
 
 
@@ -33,21 +36,23 @@ def _signed(coder: Coder, values: np.ndarray | None, n: int, counts: np.ndarray)
 def code_z(
     coder: Coder, model: ProbabilityModel, quality: int, h: int, w: int, z: np.ndarray | None = None
 ) -> np.ndarray:
-    """z (Z,ceil(h/4),ceil(w/4)) int64, step by step (`latent_step_masks`), inside a step channel by channel, each in
-    raster order: the distances to the integers below their means.
+    """z (Z,ceil(h/4),ceil(w/4)) int64, step by step (`latent_step_masks`), inside a step by channel, row and column, in
+    runs of at most `Z_RUN`: distances to the integers below the means.
 
     Raises:
         FormatError: the stream ends long before its symbols do.
     """
     rows, columns = -(-h // 4), -(-w // 4)
     known = np.zeros((model.z_channels, rows, columns), np.int64)
-    for step, masks in enumerate(latent_step_masks(model.z_channels, rows, columns).numpy()):
-        means, scales = model.hyper_step(MEAN_STEPS * known, step, quality)
-        for channel, mask in enumerate(masks):
-            below, sixteenths = np.divmod(means[channel][mask], MEAN_STEPS)
-            tables = model.scale_counts[sixteenths, scales[channel][mask]]
-            values = None if z is None else z[channel][mask] - below
-            known[channel][mask] = below + _signed(coder, values, len(below), tables)
+    for step, mask in enumerate(latent_step_masks(model.z_channels, rows, columns).numpy()):
+        mean, scale = (field[mask] for field in model.hyper_step(MEAN_STEPS * known, step, quality))
+        values = np.zeros(len(mean), np.int64) if z is None else z[mask]
+        for first in range(0, len(mean), Z_RUN):
+            run = slice(first, first + Z_RUN)
+            below, sixteenths = np.divmod(mean[run], MEAN_STEPS)
+            tables = model.scale_counts[sixteenths, scale[run]]
+            values[run] = below + _signed(coder, values[run] - below, len(below), tables)
+        known[mask] = values
     return known
 
 

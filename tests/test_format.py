@@ -53,7 +53,7 @@ class RangeDecoder:
 
     def signed_run(self, tables):
         values = [self.symbol(table) - (len(table) // 2 - 1) for table in tables]
-        reach = len(tables[0]) // 2 - 1 if len(tables) else 0
+        reach = len(tables[0]) // 2 - 1
         for i, value in enumerate(values):
             if value > reach:
                 bits = 0
@@ -116,9 +116,10 @@ class Reader:
         z = np.zeros((channels, -(-h // 4), -(-w // 4)), int)
         for s in range(4):
             mean, scale = self._distribution(part, 16 * z, s)
-            for c, mine in enumerate(steps(z) == s):
-                tables = self.tensors["continuous.scale_counts"][mean[c][mine] % 16, scale[c][mine]]
-                z[c][mine] = mean[c][mine] // 16 + np.array(self.coder.signed_run(tables), int)
+            mine = steps(z) == s
+            tables = self.tensors["continuous.scale_counts"][mean[mine] % 16, scale[mine]]
+            runs = [self.coder.signed_run(tables[i : i + 4096]) for i in range(0, len(tables), 4096)]
+            z[mine] = mean[mine] // 16 + np.array(sum(runs, []), int)
         return z
 
     def _distribution(self, part, known, s, features=0):
