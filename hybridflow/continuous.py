@@ -59,7 +59,7 @@ class ContinuousCodec(nn.Module):
 
     Mean-scale hyperprior (Minnen et al., NeurIPS 2018) with a parallel context model and gain vectors (Cui et al.,
     CVPR 2021): y is multiplied by a gain before rounding and by an inverse gain after. z has a context model of its own
-    in place of a density a channel: at these rates it is up to a third of the stream.
+    in place of a density a channel: at these rates it can be a quarter of the stream.
 
     Args:
         channels: M of y_c.
