@@ -1,5 +1,6 @@
 """The continuous stream: a variable-rate transform codec with hyperprior and a four-step context model."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -9,7 +10,7 @@ from compressai.ops import LowerBound
 from torch import Tensor, nn
 
 from hybridflow.entropy import WEIGHT_BITS, share_counts
-from hybridflow.exact import IntegerLatentModel
+from hybridflow.exact import IntegerContextModel, IntegerLatentModel
 from hybridflow.image_encoder import ImageEncoder
 from hybridflow.layers import activation, conv3x3
 from hybridflow.probability import (
@@ -122,14 +123,10 @@ class ContinuousCodec(nn.Module):
         z_likelihoods = self._z_likelihoods(z, z_hat, quality)
         features = self._features(z_hat, quality)[..., :h, :w]
 
-        known = torch.zeros_like(y)
-        means, indices = torch.zeros_like(y), torch.zeros_like(y)
-        for step, mask in enumerate(latent_step_masks(y.shape[1], h, w, y.device)):
-            step_means, step_indices = self._distribution(known, step, quality, features)
-            decoded = round_through(y - step_means) + step_means
-            decoded = torch.where(self._coded(step_indices), decoded, step_means)
-            known = torch.where(mask, decoded, known)
-            means, indices = torch.where(mask, step_means, means), torch.where(mask, step_indices, indices)
+        def decode(means: Tensor, indices: Tensor) -> Tensor:
+            return torch.where(self._coded(indices), round_through(y - means) + means, means)
+
+        known, means, indices = self._step_by_step(self.context, self.exact, decode, y, quality, features)
         _, y_likelihoods = self.gaussian_conditional(y, self._scales(indices), means)
         y_likelihoods = y_likelihoods.masked_fill(~self._coded(indices), 1)
         return Latent(self.ungain(known, quality), known, {"y": y_likelihoods, "z": z_likelihoods})
@@ -137,11 +134,8 @@ class ContinuousCodec(nn.Module):
     def _z_likelihoods(self, z: Tensor, z_hat: Tensor, quality: Tensor) -> Tensor:
         """z (B,Z,hz,wz), as it is and rounded -> its likelihoods: unlike y, it is rounded to integers, whatever its
         means."""
-        known, means, indices = (torch.zeros_like(z) for _ in range(3))
-        for step, mask in enumerate(latent_step_masks(*z.shape[1:], z.device)):
-            step_means, step_indices = self._distribution(known, step, quality)
-            known = torch.where(mask, z_hat, known)
-            means, indices = torch.where(mask, step_means, means), torch.where(mask, step_indices, indices)
+        networks = self.hyper_prior, self.exact.hyper_prior
+        _, means, indices = self._step_by_step(*networks, lambda *_: z_hat, z, quality)
         density = self.gaussian_conditional
         values = density.quantize(z, "noise" if self.training else "dequantize")
         return density.likelihood_lower_bound(density._likelihood(values, self._scales(indices), means))
@@ -155,20 +149,43 @@ class ContinuousCodec(nn.Module):
             return self.exact.features(z.long(), quality)
         return self.hyper_synthesis(z, quality)
 
+    def _step_by_step(
+        self,
+        context: ContextModel,
+        exact: IntegerContextModel,
+        decode: Callable[[Tensor, Tensor], Tensor],
+        values: Tensor,
+        quality: Tensor,
+        *features: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """z or y (B,C,h,w) as it is decoded, its means and its scale-table indices, each as large as it.
+
+        Args:
+            context, exact: of the latent, as floats and frozen.
+            decode: means and indices of a step -> what is decoded there.
+            features: what else is known.
+        """
+        known, means, indices = (torch.zeros_like(values) for _ in range(3))
+        for step, mask in enumerate(latent_step_masks(*values.shape[1:], values.device)):
+            step_means, step_indices = self._distribution(context, exact, known, step, quality, *features)
+            known = torch.where(mask, decode(step_means, step_indices), known)
+            means, indices = torch.where(mask, step_means, means), torch.where(mask, step_indices, indices)
+        return known, means, indices
+
     def _distribution(
-        self, known: Tensor, step: int, quality: Tensor, features: Tensor | None = None
+        self,
+        context: ContextModel,
+        exact: IntegerContextModel,
+        known: Tensor,
+        step: int,
+        quality: Tensor,
+        *features: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        """Means, multiples of 1/16, and scale-table indices, both float32 and as large as what is known of y (B,M,h,w),
-        or, where there are no features, of z."""
+        """Means, multiples of 1/16, and scale-table indices, both float32 and as large as what is known (B,C,h,w)."""
         if self.reads_exact:
-            known = (known * MEAN_STEPS).round().long()
-            if features is None:
-                mean, index = self.exact.hyper_prior.distribution(known, step, quality)
-            else:
-                mean, index = self.exact.distribution(known, step, quality, features)
+            mean, index = exact.distribution((known * MEAN_STEPS).round().long(), step, quality, *features)
             return mean.float() / MEAN_STEPS, index.float()
-        context = self.hyper_prior if features is None else self.context
-        mean, index = (t.float() for t in context(known, step, quality, features))
+        mean, index = (t.float() for t in context(known, step, quality, *features))
         return round_through(mean * MEAN_STEPS) / MEAN_STEPS, index
 
     def _scales(self, indices: Tensor) -> Tensor:

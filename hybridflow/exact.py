@@ -202,8 +202,7 @@ class ProbabilityModel:
     def hyper_step(self, known: np.ndarray, step: int, quality: int) -> tuple[np.ndarray, np.ndarray]:
         """`known` of z (Z,hz,wz) int64 in sixteenths, zero where not decoded -> means (Z,hz,wz) in sixteenths and
         scale-table indices (Z,hz,wz), int64."""
-        mean, scale = self._latent.hyper_prior.distribution(self._batched(known), step, quality)
-        return mean[0].cpu().numpy(), scale[0].cpu().numpy()
+        return self._distribution(self._latent.hyper_prior, known, step, quality)
 
     def hyper_features(self, z: np.ndarray, quality: int, h: int, w: int) -> Tensor:
         """z (Z,ceil(h/4),ceil(w/4)) int64 -> features of `latent_step`."""
@@ -214,7 +213,12 @@ class ProbabilityModel:
     ) -> tuple[np.ndarray, np.ndarray]:
         """`known` of y (M,h,w) int64 in sixteenths, zero where not decoded -> means (M,h,w) in sixteenths and
         scale-table indices (M,h,w), int64."""
-        mean, scale = self._latent.distribution(self._batched(known), step, quality, features)
+        return self._distribution(self._latent, known, step, quality, features)
+
+    def _distribution(
+        self, model: IntegerContextModel, known: np.ndarray, step: int, quality: int, *features: Tensor
+    ) -> tuple[np.ndarray, np.ndarray]:
+        mean, scale = model.distribution(self._batched(known), step, quality, *features)
         return mean[0].cpu().numpy(), scale[0].cpu().numpy()
 
     def index_features(self, y: np.ndarray, quality: int) -> Tensor:

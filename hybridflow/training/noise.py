@@ -13,7 +13,6 @@ class NoiseByDraws:
 
     def __init__(self, *codecs: ContinuousCodec) -> None:
         self.draws: Draws | None = None
-
         for codec in codecs:
             self._replace_noise(codec.gaussian_conditional)
 
