@@ -3,10 +3,10 @@
     python -m eval.training_speed --data photos/ -o tiny.json
     python -m eval.training_speed --data photos/ --preset base --batch-share 8 --steps 1
 
-Every stage is trained as it is shipped, in a process of its own, from random weights; a discriminator is at work from
-the first step on. Times are medians of the steps after two that do not count, saves and validation excluded. Memory is
-all that the process holds, photos included. FLOPs are those of convolutions, matrix products and attention, forward
-and backward, without the optimiser's, which are the same for any batch.
+Every stage is trained as it is shipped, in a process of its own, from random weights. Times are medians of the steps
+after two that do not count, saves and validation excluded. Memory is all that the process holds, photos included. FLOPs
+are those of convolutions, matrix products and attention, forward and backward, without the optimiser's, which are the
+same for any batch.
 """
 
 import itertools
@@ -60,8 +60,7 @@ def measure(stage: str, preset: str, data: Path, steps: int, batch_share: int, d
         TrainingError: the data, the device or the batch that is left cannot be trained with.
     """
     config = load_config(stage, preset, [])
-    config = replace(config, batch=config.batch // batch_share, adversarial_from=0.0)
-    config = replace(config, max_steps=steps + 2, max_minutes=None, log_steps=1)
+    config = replace(config, batch=config.batch // batch_share, max_steps=steps + 2, max_minutes=None, log_steps=1)
     accelerator = start_processes(device)
     photos = open_photos(data, config, accelerator.device)
     with TemporaryDirectory() as folder:

@@ -35,9 +35,9 @@ def load(name: str | Path = DEFAULT, device: str = "cpu", decoder: str = "fideli
     Args:
         name: a shipped preset, or the path of a .safetensors checkpoint.
         device: where the networks run; files are the same on every device.
-        decoder: what turns files into pixels. "fidelity" stays near the original; "perceptual", trained against a
-            discriminator, invents texture: it looks sharper, but text and faces may be wrong. Files do not depend on
-            it: each decodes every file of the checkpoint.
+        decoder: what turns files into pixels. "fidelity" stays near the original; "perceptual", trained for textures
+            that look alike, invents them: it looks sharper, but text and faces may be wrong. Files do not depend on it:
+            each decodes every file of the checkpoint.
 
     Raises:
         CheckpointError: there is no such checkpoint, it cannot be read, or it has no perceptual decoder.

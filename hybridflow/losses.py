@@ -11,6 +11,7 @@ from hybridflow.distributed import processes, sum_over_processes
 from hybridflow.draws import Draws
 from hybridflow.grids import spectral_peaks, uneven_gradients
 from hybridflow.metrics import load_lpips
+from hybridflow.texture import texture_distance
 
 CHARBONNIER_WEIGHT, MSE_WEIGHT, LPIPS_WEIGHT, UNEVEN_WEIGHT, PEAKS_WEIGHT = 2.0, 16.0, 1.0, 0.5, 0.1
 _ROUNDED_BELOW = 1e-3
@@ -38,12 +39,15 @@ class Distortion(nn.Module):
     of both: if only higher ones counted, notches would take their place).
 
     Args:
+        texture_weight: of `texture_distance`, beside that, for decoders that may invent texture; of the same images as
+            LPIPS.
         mse_weight: if it is not 0, all of that gives way to this much of the mean squared error, for baselines such as
             MLIC (Jiang et al., ACM MM 2023), which is trained so.
     """
 
-    def __init__(self, mse_weight: float = 0.0) -> None:
+    def __init__(self, texture_weight: float = 0.0, mse_weight: float = 0.0) -> None:
         super().__init__()
+        self.texture_weight = texture_weight
         self.mse_weight = mse_weight
         self.lpips = load_lpips().requires_grad_(False)
 
@@ -53,11 +57,15 @@ class Distortion(nn.Module):
             mse = (x - x_hat).square().flatten(1).mean(1)
             return self.mse_weight * mse, {"mse": mse.mean().detach()}
         pixels = pixel_errors(x, x_hat).flatten(1).mean(1)
-        lpips = self.lpips(*_shift_and_rescale(draws, 2 * x - 1, 2 * x_hat - 1)).flatten()
+        rescaled = _shift_and_rescale(draws, 2 * x - 1, 2 * x_hat - 1)
+        lpips = self.lpips(*rescaled).flatten()
         uneven = uneven_gradients(x, x_hat)
         peaks = (spectral_peaks(x_hat) - spectral_peaks(x)).abs().mean(1)
         distortion = pixels + LPIPS_WEIGHT * lpips + UNEVEN_WEIGHT * uneven + PEAKS_WEIGHT * peaks
         terms = {"pixels": pixels, "lpips": lpips, "uneven": uneven, "peaks": peaks}
+        if self.texture_weight:
+            terms["texture"] = texture_distance(self.lpips, *rescaled)
+            distortion = distortion + self.texture_weight * terms["texture"]
         return distortion, {name: term.mean().detach() for name, term in terms.items()}
 
 

@@ -131,8 +131,8 @@ class Coded(NamedTuple):
 
 
 class PerceptualDecoder(nn.Module):
-    """D_vq and D_corr once more, to be trained against a discriminator: they invent texture where y^_c and the codes
-    leave it open. They read what the first pair reads, so every file decodes with either.
+    """D_vq and D_corr once more, trained for textures that look alike (`hybridflow.texture`): they invent what y^_c
+    and the codes leave open. They read what the first pair reads, so every file decodes with either.
 
     Args:
         pixel_decoder, correction: the first pair, of which these start as copies.

@@ -110,6 +110,17 @@ def test_pixel_errors_are_l1_and_squared_error_but_smooth_at_zero():
     assert x.grad[0] == 0 and x.grad[1] < 0 < x.grad[2]
 
 
+def test_textures_count_beside_the_rest():
+    torch.manual_seed(0)
+    x = torch.rand(2, 3, 64, 64)
+    x_hat = (x + 0.1 * torch.randn_like(x)).clamp(0, 1)
+    draws = [Draws(0, 0, torch.arange(2)) for _ in range(2)]
+    plain, _ = Distortion()(x, x_hat, draws[0])
+    textured, terms = Distortion(texture_weight=16)(x, x_hat, draws[1])
+    torch.testing.assert_close(textured.mean(), plain.mean() + 16 * terms["texture"])
+    assert terms["texture"] > 0
+
+
 def test_a_baseline_trains_for_the_squared_error_alone():
     torch.manual_seed(0)
     x, x_hat = torch.rand(2, 2, 3, 64, 64)

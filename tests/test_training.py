@@ -174,9 +174,23 @@ def test_the_perceptual_decoder_starts_from_the_first_or_goes_on(photo_set, init
     assert all(torch.equal(second.averaged_weights()[name], value) for name, value in left.items())
 
 
-def test_a_discriminator_is_refused_where_none_can_be(photo_set, init, tmp_path):
-    with pytest.raises(TrainingError, match="adversarial_weight"):
-        start("joint", photo_set, tmp_path, init, ADVERSARIAL)
+def test_the_perceptual_decoder_is_trained_for_textures(photo_set, init, tmp_path):
+    start("perceptual", photo_set, tmp_path, init, replace(CONFIG, texture_weight=16.0)).train()
+    log = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert all(record["loss"] > 16 * record["texture"] > 0 for record in log)
+
+
+@pytest.mark.parametrize(
+    "setting, stages",
+    [
+        ("adversarial_weight", "tokenizer or perceptual"),
+        ("texture_weight", "perceptual"),
+        ("mse_weight", "baseline"),
+    ],
+)
+def test_what_a_stage_cannot_be_trained_for_is_refused(setting, stages, photo_set, init, tmp_path):
+    with pytest.raises(TrainingError, match=f"{setting} is for the {stages} stage: leave it at 0"):
+        start("joint", photo_set, tmp_path, init, replace(CONFIG, **{setting: 0.5}))
 
 
 def test_a_baseline_of_the_continuous_stream_is_trained_for_the_squared_error(photo_set, init, tmp_path):
@@ -185,8 +199,6 @@ def test_a_baseline_of_the_continuous_stream_is_trained_for_the_squared_error(ph
     run.train()
     log = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert all(record["mse"] > 0 and "lpips" not in record for record in log)
-    with pytest.raises(TrainingError, match="mse_weight is for the baseline stage"):
-        start("joint", photo_set, tmp_path / "joint", init, config)
 
 
 @pytest.mark.parametrize("stage", [name for name, stage in STAGES.items() if stage.reads])

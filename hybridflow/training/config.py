@@ -36,6 +36,7 @@ class TrainConfig:
         commitment_weight, quantise_from: of the tokenizer; the quantiser joins after this share of the stage.
         adversarial_weight, adversarial_from: of a discriminator in the tokenizer and perceptual stages, over the weight
             at which it pulls as the distortion does; it joins after this share of the stage.
+        texture_weight: of the perceptual stage: of how unlike textures are, beside the distortion.
         mse_weight: of the baseline stage: this much of the mean squared error takes the place of the distortion, if it
             is not 0.
         index_weight: of predictor and index prior bits in the joint stages.
@@ -67,6 +68,7 @@ class TrainConfig:
     quantise_from: float = _setting(0.12, most=1)
     adversarial_weight: float = _setting(0.0)
     adversarial_from: float = _setting(0.7, most=1)
+    texture_weight: float = _setting(0.0)
     mse_weight: float = _setting(0.0)
     index_weight: float = _setting(0.02)
     ema_decay: float = _setting(0.998, most=1)

@@ -1,6 +1,6 @@
-"""What an adversarial stage adds: a discriminator of patches, its hinge losses, and the weight that balances them.
+"""What `adversarial_weight` adds to a stage: a discriminator of patches, its hinge losses, and what balances them.
 
-A decoder that is trained so invents texture: better to look at, further from the original.
+It wants many more crops than the distance of textures (`hybridflow.texture`) does for the same end.
 """
 
 import torch

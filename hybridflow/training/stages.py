@@ -43,6 +43,10 @@ def thaw(part: nn.Module) -> None:
             module.thaw()
 
 
+SPECIAL_WEIGHTS = ("adversarial_weight", "texture_weight", "mse_weight")
+"""Settings that only some stages take."""
+
+
 class Stage(nn.Module):
     """A stage holds the whole model; `trained` names what its optimiser moves.
 
@@ -50,33 +54,31 @@ class Stage(nn.Module):
         trained: part names, of the model or of the ablations.
         reads: names of parts that have to have been trained before.
         kept: names of the ablations' parts that it sets aside at its start.
-        adversarial: whether it trains the pixel decoder against a discriminator where the configuration wants one.
-        takes_mse: whether the configuration may have it trained for the mean squared error.
+        takes: which of SPECIAL_WEIGHTS the configuration may set.
         decoder: what it decodes with, one of `hybridflow.weights.DECODERS`.
         turns: methods like `loss`, which a step calls one after the other, each with optimisers of its own for
             `parameters_of` it.
 
     Raises:
-        TrainingError: the configuration wants a discriminator or another distortion of a stage that takes none.
+        TrainingError: the configuration sets one of SPECIAL_WEIGHTS for a stage that does not take it.
     """
 
     trained: tuple[str, ...] = ()
     reads: tuple[str, ...] = ()
     kept: tuple[str, ...] = ()
-    adversarial = False
-    takes_mse = False
+    takes: tuple[str, ...] = ()
     decoder = "fidelity"
 
     def __init__(self, model: HybridFlow, ablations: Ablations, config: TrainConfig, photos: PhotoSet) -> None:
         super().__init__()
         self.model, self.ablations, self.config, self.photos = model, ablations, config, photos
-        if config.mse_weight > 0 and not self.takes_mse:
-            raise TrainingError("mse_weight is for the baseline stage: leave it at 0 here")
-        self.distortion = Distortion(config.mse_weight)
+        for setting in SPECIAL_WEIGHTS:
+            if getattr(config, setting) > 0 and setting not in self.takes:
+                takers = " or ".join(name for name, stage in STAGES.items() if setting in stage.takes)
+                raise TrainingError(f"{setting} is for the {takers} stage: leave it at 0 here")
+        self.distortion = Distortion(config.texture_weight, config.mse_weight)
         self.adversary = None
         if config.adversarial_weight > 0:
-            if not self.adversarial:
-                raise TrainingError("adversarial_weight is for the tokenizer and perceptual stages: leave it at 0 here")
             self.adversary = Adversary(config.adversarial_weight, config.adversarial_from)
         self.turns = ("loss",) if self.adversary is None else ("loss", "judge")
         self.noise = NoiseByDraws(model.continuous, ablations.continuous_alone)
@@ -174,7 +176,7 @@ class Tokenizer(Stage):
     quantiser joins after `quantise_from` of the stage."""
 
     trained = ("codebook_encoder", "codebook", "pixel_decoder")
-    adversarial = True
+    takes = ("adversarial_weight",)
 
     @property
     def comparable(self) -> bool:
@@ -258,7 +260,7 @@ class Baseline(Continuous):
 
     trained = ("continuous_alone", "continuous_decoder")
     reads = ("codebook", "pixel_decoder", "continuous", "correction")
-    takes_mse = True
+    takes = ("mse_weight",)
 
     @property
     def codec(self) -> ContinuousCodec:
@@ -412,10 +414,11 @@ class Refit(Joint):
 
 
 class Perceptual(Refit):
-    """A second D_vq and D_corr, with all that makes bits and the first pair frozen: distortion and a discriminator."""
+    """A second D_vq and D_corr, with all that makes bits and the first pair frozen: distortion, that of textures, and a
+    discriminator if `adversarial_weight` says so."""
 
     trained = ("perceptual",)
-    adversarial = True
+    takes = ("adversarial_weight", "texture_weight")
     decoder = "perceptual"
 
     def begin(self, loaded: set[str]) -> None:
