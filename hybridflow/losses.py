@@ -39,15 +39,16 @@ class Distortion(nn.Module):
     of both: if only higher ones counted, notches would take their place).
 
     Args:
+        grid_weight: of grids, over the last two.
         texture_weight: of `texture_distance`, beside that, for decoders that may invent texture; of the same images as
             LPIPS.
         mse_weight: if it is not 0, all of that gives way to this much of the mean squared error, for baselines such as
             MLIC (Jiang et al., ACM MM 2023), which is trained so.
     """
 
-    def __init__(self, texture_weight: float = 0.0, mse_weight: float = 0.0) -> None:
+    def __init__(self, grid_weight: float = 1.0, texture_weight: float = 0.0, mse_weight: float = 0.0) -> None:
         super().__init__()
-        self.texture_weight = texture_weight
+        self.grid_weight, self.texture_weight = grid_weight, texture_weight
         self.mse_weight = mse_weight
         self.lpips = load_lpips().requires_grad_(False)
 
@@ -61,7 +62,8 @@ class Distortion(nn.Module):
         lpips = self.lpips(*rescaled).flatten()
         uneven = uneven_gradients(x, x_hat)
         peaks = (spectral_peaks(x_hat) - spectral_peaks(x)).abs().mean(1)
-        distortion = pixels + LPIPS_WEIGHT * lpips + UNEVEN_WEIGHT * uneven + PEAKS_WEIGHT * peaks
+        grids = UNEVEN_WEIGHT * uneven + PEAKS_WEIGHT * peaks
+        distortion = pixels + LPIPS_WEIGHT * lpips + self.grid_weight * grids
         terms = {"pixels": pixels, "lpips": lpips, "uneven": uneven, "peaks": peaks}
         if self.texture_weight:
             terms["texture"] = texture_distance(self.lpips, *rescaled)

@@ -110,15 +110,16 @@ def test_pixel_errors_are_l1_and_squared_error_but_smooth_at_zero():
     assert x.grad[0] == 0 and x.grad[1] < 0 < x.grad[2]
 
 
-def test_textures_count_beside_the_rest():
+def test_grids_and_textures_count_beside_the_rest():
     torch.manual_seed(0)
     x = torch.rand(2, 3, 64, 64)
     x_hat = (x + 0.1 * torch.randn_like(x)).clamp(0, 1)
     draws = [Draws(0, 0, torch.arange(2)) for _ in range(2)]
     plain, _ = Distortion()(x, x_hat, draws[0])
-    textured, terms = Distortion(texture_weight=16)(x, x_hat, draws[1])
-    torch.testing.assert_close(textured.mean(), plain.mean() + 16 * terms["texture"])
-    assert terms["texture"] > 0
+    textured, terms = Distortion(grid_weight=5, texture_weight=16)(x, x_hat, draws[1])
+    grids = UNEVEN_WEIGHT * terms["uneven"] + PEAKS_WEIGHT * terms["peaks"]
+    torch.testing.assert_close(textured.mean(), plain.mean() + 4 * grids + 16 * terms["texture"])
+    assert terms["texture"] > 0 and grids > 0
 
 
 def test_a_baseline_trains_for_the_squared_error_alone():

@@ -36,7 +36,9 @@ class TrainConfig:
         commitment_weight, quantise_from: of the tokenizer; the quantiser joins after this share of the stage.
         adversarial_weight, adversarial_from: of a discriminator in the tokenizer and perceptual stages, over the weight
             at which it pulls as the distortion does; it joins after this share of the stage.
-        texture_weight: of the perceptual stage: of how unlike textures are, beside the distortion.
+        grid_weight: of what shows of grids, over its weight in the distortion; 0 leaves grids to grow.
+        texture_weight: of the perceptual stage: of how unlike textures are, beside the distortion. Textures are easiest
+            made in grids, so `grid_weight` should grow along.
         mse_weight: of the baseline stage: this much of the mean squared error takes the place of the distortion, if it
             is not 0.
         index_weight: of predictor and index prior bits in the joint stages.
@@ -68,6 +70,7 @@ class TrainConfig:
     quantise_from: float = _setting(0.12, most=1)
     adversarial_weight: float = _setting(0.0)
     adversarial_from: float = _setting(0.7, most=1)
+    grid_weight: float = _setting(1.0)
     texture_weight: float = _setting(0.0)
     mse_weight: float = _setting(0.0)
     index_weight: float = _setting(0.02)

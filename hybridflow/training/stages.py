@@ -76,7 +76,7 @@ class Stage(nn.Module):
             if getattr(config, setting) > 0 and setting not in self.takes:
                 takers = " or ".join(name for name, stage in STAGES.items() if setting in stage.takes)
                 raise TrainingError(f"{setting} is for the {takers} stage: leave it at 0 here")
-        self.distortion = Distortion(config.texture_weight, config.mse_weight)
+        self.distortion = Distortion(config.grid_weight, config.texture_weight, config.mse_weight)
         self.adversary = None
         if config.adversarial_weight > 0:
             self.adversary = Adversary(config.adversarial_weight, config.adversarial_from)
