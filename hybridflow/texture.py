@@ -31,8 +31,9 @@ def texture_distance(lpips: nn.Module, x: Tensor, x_hat: Tensor) -> Tensor:
     layers = zip(*(lpips.net(lpips.scaling_layer(image)) for image in (x, x_hat)))
     distances = []
     for (feature, feature_hat), stride, head in zip(layers, _STRIDES, lpips.lins):
-        energy = feature.float().square().sum(1, keepdim=True).mean((2, 3), keepdim=True)
-        scaled = [each.float() / (energy + 1e-6).sqrt() for each in (feature, feature_hat)]
+        feature, feature_hat = feature.float(), feature_hat.float()
+        energy = feature.square().sum(1, keepdim=True).mean((2, 3), keepdim=True)
+        scaled = [each / (energy + 1e-6).sqrt() for each in (feature, feature_hat)]
         for window in WINDOWS:
             (mean, deviation), (mean_hat, deviation_hat) = (_moments(each, window // stride) for each in scaled)
             squared = (mean - mean_hat).square() + (deviation - deviation_hat).square()

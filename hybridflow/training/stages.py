@@ -43,10 +43,6 @@ def thaw(part: nn.Module) -> None:
             module.thaw()
 
 
-SPECIAL_WEIGHTS = ("adversarial_weight", "texture_weight", "mse_weight")
-"""Settings that only some stages take."""
-
-
 class Stage(nn.Module):
     """A stage holds the whole model; `trained` names what its optimiser moves.
 
@@ -54,13 +50,13 @@ class Stage(nn.Module):
         trained: part names, of the model or of the ablations.
         reads: names of parts that have to have been trained before.
         kept: names of the ablations' parts that it sets aside at its start.
-        takes: which of SPECIAL_WEIGHTS the configuration may set.
+        takes: weights of the configuration that it may set over 0, of those that not every stage takes.
         decoder: what it decodes with, one of `hybridflow.weights.DECODERS`.
         turns: methods like `loss`, which a step calls one after the other, each with optimisers of its own for
             `parameters_of` it.
 
     Raises:
-        TrainingError: the configuration sets one of SPECIAL_WEIGHTS for a stage that does not take it.
+        TrainingError: the configuration sets a weight that only other stages take.
     """
 
     trained: tuple[str, ...] = ()
@@ -72,8 +68,8 @@ class Stage(nn.Module):
     def __init__(self, model: HybridFlow, ablations: Ablations, config: TrainConfig, photos: PhotoSet) -> None:
         super().__init__()
         self.model, self.ablations, self.config, self.photos = model, ablations, config, photos
-        for setting in SPECIAL_WEIGHTS:
-            if getattr(config, setting) > 0 and setting not in self.takes:
+        for setting in sorted({name for stage in STAGES.values() for name in stage.takes} - {*self.takes}):
+            if getattr(config, setting) > 0:
                 takers = " or ".join(name for name, stage in STAGES.items() if setting in stage.takes)
                 raise TrainingError(f"{setting} is for the {takers} stage: leave it at 0 here")
         self.distortion = Distortion(config.grid_weight, config.texture_weight, config.mse_weight)
