@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from hybridflow.container import QUALITIES
 from hybridflow.distributed import processes, sum_over_processes
 from hybridflow.draws import Draws
-from hybridflow.grids import spectral_peaks, uneven_gradients
+from hybridflow.grids import typical_peaks, uneven_gradients
 from hybridflow.metrics import load_lpips
 from hybridflow.texture import texture_distance
 
@@ -35,8 +35,8 @@ class Distortion(nn.Module):
     pixels, and half of the time down-scaled, by the same random amounts, shared by the step, before LPIPS sees them.
     That alone leaves a grid: fine texture pleases LPIPS, and is cheapest to make at fixed places of the up-sampling.
 
-    The weights are LPIPS_WEIGHT, UNEVEN_WEIGHT and PEAKS_WEIGHT (for the nats, on average, between the spectral peaks
-    of both: if only higher ones counted, notches would take their place).
+    The weights are LPIPS_WEIGHT, UNEVEN_WEIGHT and PEAKS_WEIGHT (for the nats, on average, between the typical peaks of
+    both: if only higher ones counted, notches would take their place).
 
     Args:
         grid_weight: of grids, over the last two.
@@ -61,7 +61,7 @@ class Distortion(nn.Module):
         rescaled = _shift_and_rescale(draws, 2 * x - 1, 2 * x_hat - 1)
         lpips = self.lpips(*rescaled).flatten()
         uneven = uneven_gradients(x, x_hat)
-        peaks = (spectral_peaks(x_hat) - spectral_peaks(x)).abs().mean(1)
+        peaks = (typical_peaks(x_hat) - typical_peaks(x)).abs().mean(1)
         grids = UNEVEN_WEIGHT * uneven + PEAKS_WEIGHT * peaks
         distortion = pixels + LPIPS_WEIGHT * lpips + self.grid_weight * grids
         terms = {"pixels": pixels, "lpips": lpips, "uneven": uneven, "peaks": peaks}

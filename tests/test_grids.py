@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from hybridflow.grids import GRID_PERIOD, spectral_peaks, uneven_gradients
+from hybridflow.grids import GRID_PERIOD, spectral_peaks, typical_peaks, uneven_gradients
 from hybridflow.image_io import image_to_tensor
 
 
@@ -19,6 +19,13 @@ def pattern(period: int, height: int, width: int) -> torch.Tensor:
     """Random pixels (3,height,width) of variance 1 that repeat."""
     tile = torch.randn(3, period, period)
     return tile.repeat(1, math.ceil(height / period), math.ceil(width / period))[:, :height, :width]
+
+
+def of_period(period: int) -> torch.Tensor:
+    """Which of the grid's frequencies have a period: bool (GRID_PERIOD^2-1)."""
+    chosen = torch.zeros(GRID_PERIOD, GRID_PERIOD, dtype=torch.bool)
+    chosen[:: GRID_PERIOD // period, :: GRID_PERIOD // period] = True
+    return chosen.flatten()[1:]
 
 
 @pytest.mark.parametrize("period", [2, 4, 8, 16])
@@ -37,16 +44,14 @@ def test_weaker_or_stronger_gradients_are_no_grid():
     assert float(uneven_gradients(x, 0.7 * x)) < 1e-4
 
 
+@pytest.mark.parametrize("measure", [spectral_peaks, typical_peaks])
 @pytest.mark.parametrize("period", [2, 4, 8])
-def test_what_repeats_stands_out_of_the_spectrum_at_its_frequencies_only(period):
+def test_what_repeats_stands_out_of_the_spectrum_at_its_frequencies_only(measure, period):
     noise = 0.5 + 0.05 * torch.randn(2, 3, 192, 256)
-    peaks = spectral_peaks(noise + 0.0015 * period * pattern(period, 192, 256))
+    peaks = measure(noise + 0.0015 * period * pattern(period, 192, 256))
     assert peaks.shape == (2, GRID_PERIOD**2 - 1)
-    of_period = torch.zeros(GRID_PERIOD, GRID_PERIOD, dtype=torch.bool)
-    of_period[:: GRID_PERIOD // period, :: GRID_PERIOD // period] = True
-    of_period = of_period.flatten()[1:]
-    assert (peaks[:, of_period].mean(1) > 0.5).all()
-    assert (peaks[:, ~of_period].mean(1).abs() < 0.1).all()
+    assert (peaks[:, of_period(period)].mean(1) > 0.5).all()
+    assert (peaks[:, ~of_period(period)].mean(1).abs() < 0.1).all()
 
 
 def test_the_height_of_a_peak_is_what_arithmetic_says():
@@ -89,3 +94,20 @@ def test_the_measures_see_different_grids():
     assert float(uneven_gradients(x, striped)) > 0.1 > float(spectral_peaks(striped).abs().mean()) / 5
     assert float(uneven_gradients(x, hatch)) < 0.01
     assert float(spectral_peaks(hatch).max()) > 3
+
+
+def test_strong_colour_at_one_place_does_not_make_up_for_a_grid_everywhere():
+    """As a decoder had found out: it drowned a weak grid, and evened gradients out, by a spot in every image's corner,
+    which the spectrum of the whole does not see."""
+    x = 0.5 + 0.02 * torch.randn(1, 3, 256, 256)
+    even = x + 0.01 * pattern(4, 256, 256)
+    uneven = x + 0.02 * torch.randn(1, 3, 256, 256) * (torch.arange(256) % 4 == 0)
+    spot = torch.zeros_like(x)
+    spot[..., -32:-16, 16:32] = 0.4 * torch.randn(3, 16, 16)
+
+    def left(measure, image):
+        return float(measure(image + spot) / measure(image))
+
+    assert left(lambda image: spectral_peaks(image)[:, of_period(4)].mean(), even) < 0.75
+    assert left(lambda image: typical_peaks(image)[:, of_period(4)].mean(), even) > 0.95
+    assert left(lambda image: uneven_gradients(x, image), uneven) > 0.95
