@@ -13,7 +13,7 @@ from hybridflow.checkpoint import load_release, model_id
 from hybridflow.codec import Codec, available, shipped_id
 from hybridflow.errors import CheckpointError, FormatError, HybridFlowError, ModelMismatchError
 from hybridflow.masking import SCHEDULES
-from hybridflow.weights import perceptual_file
+from hybridflow.weights import DECODERS, perceptual_file
 
 POINTS = [(0, "none"), (20, "none"), (40, "none"), (40, "1_4"), (63, "1_9"), (63, "full")]
 
@@ -142,6 +142,20 @@ def test_a_file_of_another_shipped_preset_names_it(codec, picture, monkeypatch):
     monkeypatch.undo()
     with pytest.raises(ModelMismatchError, match="choose preset tiny$"):
         codec.decode(data)
+
+
+@pytest.mark.parametrize("decoder", DECODERS)
+@pytest.mark.parametrize("name", available())
+def test_shipped_decoders_leave_no_mark_in_a_corner(name, decoder, picture):
+    """Fine detail in each corner, over all mirror images of a picture, so that its own is the same in all four."""
+    codec = hybridflow.load(name, decoder=decoder)
+    mirrored = [picture.crop((0, 0, 96, 80))]
+    mirrored += [image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) for image in mirrored]
+    mirrored += [image.transpose(Image.Transpose.FLIP_TOP_BOTTOM) for image in mirrored]
+    decoded = np.mean([pixels(codec.decode(codec.encode(image, quality=10))) for image in mirrored], -1)
+    detail = abs(np.diff(np.diff(decoded, axis=1), axis=2)).mean(0)
+    corners = [corner.mean() for half in np.array_split(detail, 2) for corner in np.array_split(half, 2, axis=1)]
+    assert max(corners) < 1.4 * np.mean(corners)
 
 
 @pytest.mark.parametrize("name", available())
