@@ -1,4 +1,4 @@
-"""Two measures of the grids that up-sampling leaves in a decoded image. Each is blind to what the other sees.
+"""Two kinds of measure of the grids that up-sampling leaves in a decoded image, each blind to what the other sees.
 
 A decoder without noise of its own can make fine texture only at fixed places of its up-sampling. Where that texture
 differs from place to place, gradient energy is uneven over the phases of the grid; where it repeats, the spectrum has
@@ -37,7 +37,7 @@ def _log_phase_energies(image: Tensor) -> Tensor:
     """(B,3,H,W) -> (2,B,GRID_PERIOD): logarithm of the mean squared step between neighbours, of columns and of rows, at
     each phase, averaged over stripes of a period by WINDOW pixels.
 
-    A step of a 8-bit level is added, so that a grid too faint to see counts little.
+    A step of one 8-bit level is added, so that a grid too faint to see counts little.
     """
     energies = []
     for side in (image, image.mT):
