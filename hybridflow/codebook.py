@@ -45,9 +45,10 @@ class Codebook(nn.Module):
         return self.codewords.shape[0]
 
     def nearest(self, vectors: Tensor) -> Tensor:
-        """Index of the nearest codeword of each of (N,C) -> (N,) int64."""
-        vectors = vectors.float()
-        distances = self.codewords.square().sum(1) - 2 * vectors @ self.codewords.T
+        """Index of the nearest codeword of each of (N,C) -> (N,) int64. Always by float32: bfloat16, which autocast
+        would take, mistakes one codeword in thirty for its neighbour."""
+        with torch.autocast(vectors.device.type, enabled=False):
+            distances = self.codewords.square().sum(1) - 2 * vectors.float() @ self.codewords.T
         return distances.argmin(1)
 
     def lookup(self, indices: Tensor) -> Tensor:
@@ -80,7 +81,8 @@ class Codebook(nn.Module):
     @torch.no_grad()
     def _follow(self, vectors: Tensor, indices: Tensor, draws: Draws) -> None:
         """Without a look at any value, which would wait for the device."""
-        count = sum_over_processes(torch.bincount(indices, minlength=self.num_codes).float())
+        ones = torch.ones_like(indices, dtype=self.average_count.dtype)  # CUDA's bincount looks
+        count = sum_over_processes(torch.zeros_like(self.average_count).index_add_(0, indices, ones))
         total = sum_over_processes(torch.zeros_like(self.average_sum).index_add_(0, indices, vectors))
         finite = total.isfinite().all()  # if not, the step is going to be skipped, and nothing moves here
         self.average_count.lerp_(count.where(finite, self.average_count), 1 - self.decay)

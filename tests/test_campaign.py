@@ -1,6 +1,8 @@
 """A campaign goes through its plan, in one call or many, and leaves the parts of every stage."""
 
 import json
+import os
+import signal
 from types import SimpleNamespace
 
 import pytest
@@ -14,6 +16,7 @@ from hybridflow.training import campaign
 from hybridflow.training.campaign import Campaign
 from hybridflow.training.config import load_config, load_plan
 from hybridflow.training.data import decode_photo
+from hybridflow.training.loop import Run
 from hybridflow.training.stages import STAGES
 
 QUICK = ["batch=2", "crop=64", "validation_crops=1", "quantise_from=0", "warmup_steps=1", "relaxed_rate=1"]
@@ -60,6 +63,19 @@ def test_calls_and_machines_share_a_campaign(two_splits, tmp_path):
     assert load_file(parts / "correction.safetensors")["correction.trunk.entries.0.weight"].dtype == torch.float16
 
 
+def test_a_signal_in_the_last_step_of_a_stage_ends_the_call(two_splits, tmp_path, monkeypatch):
+    step = Run._step
+
+    def signalled(run):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return step(run)
+
+    monkeypatch.setattr(Run, "_step", signalled)
+    whole = Campaign("tiny", tmp_path, None, 1e-4)
+    whole.train(two_splits, 5, "cpu", QUICK)
+    assert list(whole.ledger["stages"]) == ["tokenizer"] and whole.next_stage == "continuous"
+
+
 def test_photos_are_decoded_again_only_for_other_settings(two_splits, tmp_path, monkeypatch):
     decoded, sizes = [], {}
 
@@ -72,7 +88,7 @@ def test_photos_are_decoded_again_only_for_other_settings(two_splits, tmp_path, 
 
     def ended(stage, preset, config, photos, out, init, resume, accelerator, validation, minutes):
         sizes[stage] = len(validation), validation.shape[-1]
-        return SimpleNamespace(train=lambda minutes: None, over=True, step=0)
+        return SimpleNamespace(train=lambda minutes: None, over=True, ended=False, step=0)
 
     monkeypatch.setattr("hybridflow.training.data.decode_photo", count)
     monkeypatch.setattr(campaign, "Run", ended)

@@ -27,6 +27,14 @@ def test_nearest_is_what_brute_force_finds(codebook):
     assert (codebook.nearest(codebook.codewords) == torch.arange(16)).all()
 
 
+def test_nearest_is_found_in_float32_under_autocast():
+    torch.manual_seed(0)
+    codebook, vectors = Codebook(1024, 32), torch.randn(500, 32)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(codebook.nearest(vectors), Codebook.nearest(codebook, vectors.double()))
+        assert not torch.equal(codebook.nearest(vectors), (vectors @ codebook.codewords.T).argmax(1))
+
+
 def test_quantising_gives_codewords_and_their_distance(codebook):
     y = torch.randn(2, 4, 3, 5)
     codes, indices, commitment = codebook.eval()(y)

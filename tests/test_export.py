@@ -25,6 +25,12 @@ def export(weights, folder, out):
     return sorted(path.name for path in out.iterdir())
 
 
+def second_decoder(weights):
+    """Weights of a perceptual decoder: those of the first."""
+    first = {key: value for key, value in weights.items() if key.startswith(("pixel_decoder.", "correction."))}
+    return {f"perceptual.{key}": value.clone() for key, value in first.items()}
+
+
 def test_a_run_of_the_perceptual_stage_exports_a_second_decoder(every_part, two_splits, tmp_path):
     config = TrainConfig(batch=1, crop=64, max_steps=1, adversarial_weight=0.5, adversarial_from=0)
     arguments = PhotoSet(two_splits), tmp_path / "run", every_part, False, start_processes("cpu")
@@ -54,6 +60,30 @@ def test_a_checkpoint_that_is_too_large_is_refused(every_part, two_splits, tmp_p
     assert "more than 1,000" in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
+def test_weights_that_lack_a_part_are_not_released(every_part, two_splits, tmp_path, capsys):
+    weights = {key: value for key, value in load_file(every_part).items() if not key.startswith("predictor.")}
+    save_file(weights, tmp_path / "some.safetensors")
+    arguments = ["--data", str(two_splits), "--out", str(tmp_path / "out")]
+    assert main(["export", str(tmp_path / "some.safetensors"), *arguments]) == 1
+    assert "lacks predictor:" in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_a_perceptual_decoder_goes_with_the_bits_that_it_decodes(every_part, two_splits, tmp_path):
+    out, weights = tmp_path / "out", load_file(every_part)
+    save_file(weights | second_decoder(weights), tmp_path / "both.safetensors")
+    arguments = ["--data", str(two_splits), "--out", str(out), "--force"]
+    assert main(["export", str(tmp_path / "both.safetensors"), *arguments]) == 0
+    assert main(["export", str(every_part), *arguments]) == 0  # of the same bits
+    assert (out / "tiny-perceptual.safetensors").exists()
+
+    weights["codebook.codewords"] = weights["codebook.codewords"] + 1
+    save_file(weights, tmp_path / "others.safetensors")
+    with pytest.warns(UserWarning, match="train perceptual anew"):
+        assert main(["export", str(tmp_path / "others.safetensors"), *arguments]) == 0
+    assert not (out / "tiny-perceptual.safetensors").exists()
+    hybridflow.load(out / "tiny.safetensors")
+
+
 @pytest.mark.parametrize("command", ["export", "freeze", "split"])
 def test_nothing_is_replaced_without_force(command, every_part, two_splits, tmp_path, capsys):
     out = tmp_path / "frozen.safetensors" if command == "freeze" else tmp_path / "out"
@@ -75,6 +105,5 @@ def test_a_folder_of_parts_is_exported_too(every_part, two_splits, tmp_path):
     for part in {key.partition(".")[0] for key in weights}:
         tensors = {key: value for key, value in weights.items() if key.startswith(part + ".")}
         save_file(tensors, tmp_path / "parts" / f"{part}.safetensors")
-    second = {f"perceptual.{key}": v for key, v in weights.items() if key.startswith(("pixel_decoder.", "correction."))}
-    save_file(second, tmp_path / "parts" / "perceptual.safetensors")
+    save_file(second_decoder(weights), tmp_path / "parts" / "perceptual.safetensors")
     assert "tiny-perceptual.safetensors" in export(tmp_path / "parts", two_splits, tmp_path / "out")

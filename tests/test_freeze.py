@@ -54,6 +54,17 @@ def test_freezing_costs_next_to_nothing(folder):
     assert not torch.equal(before, after) and (after / before - 1).abs().max() < 0.01
 
 
+def test_a_single_photo_is_enough_to_freeze_by():
+    """At all qualities, not at the lowest alone."""
+    torch.manual_seed(5)
+    few, many = spread_out(HybridFlow(SMALL)).eval(), spread_out(HybridFlow(SMALL)).eval()
+    many.load_state_dict(few.state_dict())
+    image = noise(1)
+    freeze(few, image)
+    freeze(many, image.repeat(8, 1, 1, 1))
+    assert all(torch.equal(value, many.state_dict()[key]) for key, value in few.state_dict().items())
+
+
 @torch.inference_mode()
 def test_means_and_scales_follow_the_floats():
     model = random_model(0)

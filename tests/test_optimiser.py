@@ -42,6 +42,11 @@ def test_hidden_are_layers_that_end_in_neither_colours_nor_codewords():
     assert not [name for name in names if "quality" in name or "norm" in name]
 
 
+def test_a_convolution_with_as_many_outputs_as_there_are_codewords_is_hidden():
+    layer = nn.Conv2d(4, 16, 3)
+    assert hidden_weights(layer, 16) == {layer.weight}
+
+
 @pytest.mark.parametrize("shape", [(24, 96), (96, 24), (16, 8, 3, 3)])
 def test_a_hidden_matrix_moves_in_all_directions_alike_and_by_as_much_as_by_adamw(shape):
     torch.manual_seed(0)

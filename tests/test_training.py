@@ -3,6 +3,9 @@
 import dataclasses
 import io
 import json
+import multiprocessing
+import os
+import signal
 import subprocess
 import sys
 import tarfile
@@ -306,6 +309,17 @@ def test_a_step_without_finite_gradient_is_skipped(photo_set, init, tmp_path):
     assert all(torch.equal(p, before[name]) for name, p in run.trained["loss"].items())
 
 
+def test_what_does_not_fit_into_memory_is_named(photo_set, init, tmp_path):
+    run = start("correction", photo_set, tmp_path, init)
+
+    def full(x, draws, progress):
+        raise torch.OutOfMemoryError
+
+    run.stage.loss = full
+    with pytest.raises(TrainingError, match="raise accumulate"):
+        run.train()
+
+
 @pytest.mark.parametrize("module", ["accelerate", "tensorboard", "timm"])
 def test_what_is_not_installed_is_named(module, folder, tmp_path, monkeypatch, capsys):
     for name in [name for name in sys.modules if name.startswith(("torch.utils.tensorboard", module))]:
@@ -369,6 +383,10 @@ def test_the_command_trains_resumes_and_says_where_photos_are_missing(folder, tm
     assert main([*common, "max_steps=3", "--max-minutes", "5", "--resume"]) == 0
     assert "3 steps" in capsys.readouterr().out
     assert torch.load(tmp_path / "run" / "state.pt", weights_only=True)["step"] == 3
+    resumed = ["train", "continuous", *data, "--out", str(tmp_path / "run"), "--resume", "--max-steps", "4"]
+    assert main([*resumed, "--set", "seed=7"]) == 0
+    config = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    assert [config[key] for key in ("batch", "crop", "seed", "max_steps")] == [1, 64, 7, 4]
     (tmp_path / "empty").mkdir()
     capsys.readouterr()
     assert main(["train", "continuous", "--data", str(tmp_path / "empty"), "--out", str(tmp_path / "none")]) != 0
@@ -494,6 +512,20 @@ def test_photos_are_streamed_from_shards(crops, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(TrainingError, match="streaming"):
         StreamedPhotos(tmp_path / "empty")
+    write_shard(tmp_path / "empty" / "held_out.tar", {"50.png": encoded(crops[0])})
+    (tmp_path / "empty" / "damaged.tar").write_bytes(b"no shard")
+    with pytest.raises(TrainingError, match="no shard holds a photo"):
+        StreamedPhotos(tmp_path / "empty", workers=0)
+
+
+def test_ctrl_c_leaves_the_last_photos_to_the_run(crops, tmp_path):
+    """It reaches the processes that decode too."""
+    write_shard(tmp_path / "shard.tar", {f"{number}.png": encoded(crops[0]) for number in range(1, 9)})
+    stream = StreamedPhotos(tmp_path, min_side=64, workers=1, shuffled=1)
+    for step in range(4):
+        assert len(stream.crops(64, Draws(0, step, torch.arange(8)))) == 8
+        for worker in multiprocessing.active_children():
+            os.kill(worker.pid, signal.SIGINT)
 
 
 def test_down_scaling_averages_and_transposing_transposes(folder):

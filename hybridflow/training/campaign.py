@@ -89,6 +89,7 @@ class Campaign:
             held = (config.streaming, config.crop, config.transpose, config.downscale, config.jitter)
             held += (config.validation_crops,)
             if held not in opened:
+                opened.clear()  # not two sets in memory
                 photos = open_photos(data, config, accelerator.device)
                 opened = {held: (photos, validation_crops(data, config.validation_crops, config.crop))}
             earlier = self.ledger["stages"].get(stage, {"minutes": 0.0, "steps": 0})
@@ -101,9 +102,11 @@ class Campaign:
             photos, validation = opened[held]
             spent = earlier["minutes"]
             run = Run(stage, self.preset, config, photos, folder, init, resume, accelerator, validation, spent)
+            before = run.step
             run.train(minutes_left())
-            self._keep(stage, run, run.step if resume else earlier["steps"] + run.step)
-            if not run.over:
+            self._keep(stage, run, earlier["steps"] + run.step - before)
+            accelerator.free_memory()  # it would hold every stage
+            if not run.over or run.ended:
                 break
 
     def _freeze(self, data: Path) -> None:

@@ -34,7 +34,7 @@ def _add_train(subparsers) -> None:
         "SIGTERM, Ctrl-C, the clock or a kill lose nothing: --resume goes on at the last save. The run folder gets\n"
         "config.yaml, log.jsonl, TensorBoard's files, state.pt, weights.safetensors and, of the best validation,\n"
         "best.safetensors. Photos whose number is a multiple of 50 are never trained on but validated on.",
-        epilog="settings, the preset's own unless set:\n" + _settings() + "\n\nexamples:\n"
+        epilog="settings, the preset's own, or a resumed run's, unless set:\n" + _settings() + "\n\nexamples:\n"
         "  hybridflow train tokenizer --data photos/ --out runs/tokenizer --max-minutes 30\n"
         "  hybridflow train continuous --data photos/ --out runs/continuous --init runs/tokenizer/weights.safetensors\n"
         "  hybridflow train joint --data photos/ --out runs/joint --resume --set save_minutes=1 patience=4\n"
@@ -46,7 +46,7 @@ def _add_train(subparsers) -> None:
     _add_data(parser)
     parser.add_argument("--out", type=Path, required=True, help="run folder: state, weights, log")
     parser.add_argument("--init", type=Path, help="safetensors, or a folder of them, whose parts to start from")
-    parser.add_argument("--resume", action="store_true", help="go on from OUT/state.pt")
+    parser.add_argument("--resume", action="store_true", help="go on from OUT/state.pt, as OUT/config.yaml says")
     parser.add_argument("--max-minutes", type=float, help="clock of the stage; alone it sets the pace too")
     parser.add_argument("--max-steps", type=int, help="steps of the stage")
     _add_device_and_settings(parser)
@@ -170,8 +170,8 @@ def _train(args: argparse.Namespace) -> int:
         settings = ["max_steps=null", *settings, f"max_minutes={args.max_minutes}"]
     if args.max_steps is not None:
         settings.append(f"max_steps={args.max_steps}")
-    config = load_config(args.stage, args.preset, settings)
     check_folder(args.out, args.resume)
+    config = load_config(args.stage, args.preset, settings, args.out / "config.yaml" if args.resume else None)
     accelerator = start_processes(args.device)
     photos = open_photos(args.data, config, accelerator.device)
     validation = validation_crops(args.data, config.validation_crops, config.crop)

@@ -3,6 +3,7 @@
 import dataclasses
 from dataclasses import dataclass
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -99,15 +100,21 @@ class TrainConfig:
 SETTINGS = {field.name: field.type for field in dataclasses.fields(TrainConfig)}
 
 
-def load_config(stage: str, preset: str, settings: list[str]) -> TrainConfig:
+def load_config(stage: str, preset: str, settings: list[str], resumed: Path | None = None) -> TrainConfig:
     """The configuration of a stage for a preset that is shipped, with "key=value" strings applied to it.
+
+    Args:
+        resumed: a run's `config.yaml`, which takes the preset's place.
 
     Raises:
         TrainingError: a key that does not exist or a value that cannot be; the message names the key.
     """
     sections = _sections(preset)
+    configured = sections["all"] | sections[stage]
+    if resumed is not None:
+        configured |= {key: value for key, value in yaml.safe_load(resumed.read_text()).items() if key in SETTINGS}
     chosen = dict(_parse(setting) for setting in settings)
-    return TrainConfig(**_typed(sections["all"] | sections[stage] | chosen))
+    return TrainConfig(**_typed(configured | chosen))
 
 
 def load_plan(preset: str) -> tuple[float, dict[str, float]]:

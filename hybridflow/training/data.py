@@ -29,30 +29,39 @@ AREA_POWER = 1.5
 
 def in_split(name: str, split: str) -> bool:
     """Whether the image of that file name is of the split, "train" or "validation"."""
-    digits = "".join(c for c in Path(name).stem if c.isdigit())
+    digits = "".join(c for c in Path(name).stem if c.isdecimal())
     held_out = digits != "" and int(digits) % VALIDATION_STRIDE == 0
     return held_out == (split == "validation")
 
 
 def _files(folder: Path, split: str) -> Iterator[tuple[str, bytes]]:
     """Names and bytes of the pictures of a split, those of tar shards too."""
-
-    def wanted(name: str) -> bool:
-        return looks_like_image(name) and in_split(name, split)
-
     if not folder.is_dir():
         raise TrainingError(f"{folder} is not a folder: name one of .tar shards or images")
     for path in sorted(folder.iterdir()):
         if path.suffix == ".tar":
-            try:
-                with tarfile.open(path) as shard:
-                    for member in shard:
-                        if member.isfile() and wanted(member.name):
-                            yield member.name, shard.extractfile(member).read()
-            except tarfile.TarError as error:
-                raise TrainingError(f"{path} is damaged ({error}): get or make the shard again") from None
-        elif wanted(path.name):
+            yield from files_of_shard(path, split)
+        elif _wanted(path.name, split):
             yield path.name, path.read_bytes()
+
+
+def files_of_shard(path: Path, split: str) -> Iterator[tuple[str, bytes]]:
+    """Names and bytes of the pictures of a split in a tar shard.
+
+    Raises:
+        TrainingError: the shard is damaged.
+    """
+    try:
+        with tarfile.open(path) as shard:
+            for member in shard:
+                if member.isfile() and _wanted(member.name, split):
+                    yield member.name, shard.extractfile(member).read()
+    except tarfile.TarError as error:
+        raise TrainingError(f"{path} is damaged ({error}): get or make the shard again") from None
+
+
+def _wanted(name: str, split: str) -> bool:
+    return looks_like_image(name) and in_split(name, split)
 
 
 def decode_photo(named: tuple[str, bytes]) -> tuple[str, np.ndarray | None]:

@@ -1,6 +1,7 @@
 """From a run's weights to a released checkpoint: bits frozen, operating points chosen, floats in half precision."""
 
 import json
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from hybridflow.ablation import Ablations
 from hybridflow.checkpoint import (
     load_parts,
     model_id,
+    read_metadata,
     released_bytes,
     save_ablation,
     save_perceptual,
@@ -92,7 +94,7 @@ def export(
         The paths of what was written.
 
     Raises:
-        TrainingError: the checkpoint would be larger than `LARGEST_RELEASE`.
+        TrainingError: the checkpoint would be larger than `LARGEST_RELEASE`, or the weights lack a part of it.
         HybridFlowError: a file exists and force is not set.
     """
     model = HybridFlow(preset)
@@ -102,6 +104,9 @@ def export(
     if size > LARGEST_RELEASE:
         raise TrainingError(f"{preset} takes {size:,} bytes, more than {LARGEST_RELEASE:,}: make the preset smaller")
     loaded = load_parts(weights, model, ablations)
+    lacking = [part for part, _ in model.named_children() if part not in loaded and part != "perceptual"]
+    if lacking:
+        raise TrainingError(f"{weights} lacks {', '.join(lacking)}: name what refit left, or a folder of all parts")
     checkpoint = out / f"{name}.safetensors"
     paths = [checkpoint, ablation_file(checkpoint)]
     if "perceptual" in loaded:
@@ -114,6 +119,10 @@ def export(
     out.mkdir(parents=True, exist_ok=True)
     save_release(paths[0], model, {"operating_points": json.dumps(points), "model_id": model_id(model).hex()})
     save_ablation(paths[1], model, ablations, loaded)
+    second = perceptual_file(checkpoint)
     if "perceptual" in loaded:
-        save_perceptual(paths[2], model)
+        save_perceptual(second, model)
+    elif second.is_file() and read_metadata(second).get("model_id") != model_id(model).hex():
+        second.unlink()
+        warnings.warn(f"{second} decoded for the model that was replaced, and is removed: train perceptual anew")
     return paths

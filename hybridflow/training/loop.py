@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from hybridflow.ablation import Ablations
 from hybridflow.checkpoint import load_parts
-from hybridflow.distributed import mean_over_processes
+from hybridflow.distributed import mean_over_processes, processes
 from hybridflow.draws import Draws
 from hybridflow.errors import TrainingError
 from hybridflow.model import HybridFlow, Preset
@@ -69,6 +69,7 @@ class Run:
 
     Attributes:
         measured: figures of the last validation.
+        ended: a signal asked the last call of `train` to end.
 
     Raises:
         TrainingError: the folder holds another run, or none to resume, or the batch does not split.
@@ -116,6 +117,7 @@ class Run:
         self.best, self.since_best = math.inf, 0
         self.totals: dict[str, float] = {}
         self.measured: dict[str, float] = {}
+        self.ended = False
         if resume:
             self._load(stage)
         if accelerator.is_main_process:
@@ -148,7 +150,11 @@ class Run:
 
     def train(self, minutes: float = math.inf) -> None:
         """Train until the clock, the steps or the patience run out, `minutes` of this call have passed or a signal asks
-        to end, then save."""
+        to end, then save.
+
+        Raises:
+            TrainingError: the device's memory does not hold a step; the last save is left.
+        """
         end = self.minutes + minutes
         journal = None
         if self.accelerator.is_main_process:
@@ -157,7 +163,11 @@ class Run:
         with _ended_by_signals() as ended:
             tick = time.monotonic()
             while not (self.over or self.minutes >= end or self._any_process(bool(ended))):
-                self._add(self._step())
+                try:
+                    self._add(self._step())
+                except torch.OutOfMemoryError:
+                    each = f"{self.share} crops of {self.config.crop} pixels at once"
+                    raise TrainingError(f"out of memory at {each}: raise accumulate, or lower batch or crop") from None
                 self.step += 1
                 now = time.monotonic()
                 self.minutes += self._agreed((now - tick) / 60)
@@ -174,6 +184,7 @@ class Run:
                     self.save()
                     last_save = self.minutes
             self.save()
+            self.ended = self._any_process(bool(ended))
         if journal:
             journal.close()
 
@@ -242,6 +253,8 @@ class Run:
 
     def _agreed(self, value: float) -> float:
         """The same number in every process."""
+        if processes() == 1:
+            return value  # without a wait for the device
         return float(mean_over_processes(torch.tensor(value, dtype=torch.float64, device=self.device)))
 
     def _any_process(self, flag: bool) -> bool:

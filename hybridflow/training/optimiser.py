@@ -17,9 +17,12 @@ MOMENTUM, WEIGHT_DECAY = 0.95, 0.01
 
 
 def hidden_weights(model: nn.Module, num_codes: int) -> set[nn.Parameter]:
-    """Weights of the convolutions and linear layers whose outputs are neither colours nor logits of codewords."""
-    layers = (layer for layer in model.modules() if isinstance(layer, nn.Conv2d | nn.Linear))
-    return {layer.weight for layer in layers if len(layer.weight) not in (COLOURS, num_codes)}
+    """Weights of the convolutions whose outputs are not colours, and of the linear layers whose outputs are not logits
+    of codewords."""
+    convolutions = {layer.weight for layer in model.modules() if isinstance(layer, nn.Conv2d)}
+    linear = {layer.weight for layer in model.modules() if isinstance(layer, nn.Linear)}
+    hidden = {weight for weight in convolutions if len(weight) != COLOURS}
+    return hidden | {weight for weight in linear if len(weight) != num_codes}
 
 
 class Muon(Optimizer):

@@ -1,6 +1,7 @@
 """Photos of tar shards that are read again and again, for sets that do not fit into memory."""
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,15 @@ from hybridflow.draws import Draws
 from hybridflow.errors import TrainingError
 from hybridflow.image_io import looks_like_image
 from hybridflow.training.config import TrainConfig
-from hybridflow.training.data import Augmentation, PackedPhotos, PhotoSet, decode_photo, in_split, name_broken
+from hybridflow.training.data import (
+    Augmentation,
+    PackedPhotos,
+    PhotoSet,
+    decode_photo,
+    files_of_shard,
+    in_split,
+    name_broken,
+)
 from hybridflow.training.extra import needed
 
 
@@ -56,6 +65,8 @@ class StreamedPhotos:
         self.shards = [str(path) for path in sorted(Path(folder).glob("*.tar"))]
         if not self.shards:
             raise TrainingError(f"{folder}: no .tar shard to stream: put the photos in shards, or leave streaming out")
+        if not any(map(_holds_a_photo, self.shards)):  # or they would be read for ever
+            raise TrainingError(f"{folder}: no shard holds a photo to train on: name other shards")
         self.device, self.min_side, self.augmentation = torch.device(device), min_side, augmentation
         self.broken = 0
         pipeline = wds.DataPipeline(
@@ -67,7 +78,8 @@ class StreamedPhotos:
             wds.map(decode_photo),
         )
         workers = os.cpu_count() if workers is None else workers
-        self._decoded = iter(DataLoader(pipeline, batch_size=None, num_workers=workers))
+        loader = DataLoader(pipeline, batch_size=None, num_workers=workers, worker_init_fn=_leave_signals_to_the_run)
+        self._decoded = iter(loader)
         self._photos = self._whole_ones()
 
     def _whole_ones(self) -> Iterator[np.ndarray]:
@@ -90,6 +102,18 @@ class StreamedPhotos:
         """Random crops (B,3,size,size) in [0,1], in channels-last memory, one of each of the next B photos."""
         photos = PackedPhotos([next(self._photos) for _ in range(len(draws))], self.device)
         return photos.crop(torch.arange(len(draws), device=self.device), size, draws, self.augmentation)
+
+
+def _holds_a_photo(shard: str) -> bool:
+    try:
+        return next(files_of_shard(Path(shard), "train"), None) is not None
+    except TrainingError:
+        return False
+
+
+def _leave_signals_to_the_run(worker: int) -> None:
+    """Ctrl-C reaches every process of a terminal; without workers the run could not end its step."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _of_train_split(named: tuple[str, bytes] | None) -> bool:
