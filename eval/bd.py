@@ -18,7 +18,7 @@ from typing import NamedTuple
 import bjontegaard
 
 from eval import command
-from eval.result_files import METRICS, CurveResult, published_curves, read_curve
+from eval.result_files import METRICS, CurveResult, published_curves, read_curve, refuse_other_data
 from eval.tables import aligned
 from hybridflow.errors import HybridFlowError
 
@@ -123,8 +123,10 @@ def main(argv: list[str] | None = None) -> int:
     )
     args = parser.parse_args(argv)
 
-    anchor = find_curve(args.anchor)
-    rows = delta_rows(anchor, [find_curve(test) for test in args.tests], args.metrics)
+    anchor, *tests = curves = [find_curve(text) for text in (args.anchor, *args.tests)]
+    published = published_curves()
+    refuse_other_data([curve for curve in curves if curve not in published])
+    rows = delta_rows(anchor, tests, args.metrics)
     print(f"Against {anchor.name}:\n\n{aligned(TITLES, rows, words=2)}")
     return 0
 

@@ -87,6 +87,9 @@ class Rows:
         if not path.exists():
             return
         whole, _, cut = path.read_text().rpartition("\n")
+        if not whole and ",".join(COLUMNS).startswith(cut):  # cut in the header
+            path.unlink()
+            return
         reader = csv.DictReader(whole.splitlines())
         if tuple(reader.fieldnames or ()) != COLUMNS:
             raise HybridFlowError(f"{path} has other columns than this version writes: move it or change -o")

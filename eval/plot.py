@@ -11,7 +11,7 @@ which the colour-blind tell apart; markers differ too, for print without colour.
 import itertools
 import sys
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from string import ascii_uppercase
 from typing import IO
@@ -42,6 +42,8 @@ LETTER = {
     "bbox": {"boxstyle": "circle,pad=0.15", "facecolor": "white", "edgecolor": PUBLISHED_GREY, "linewidth": 0.5},
 }
 """A point that was published."""
+LONGEST_LEGEND = 9
+"""Curves that one column names."""
 RATES = (0.008, 0.3)
 """bpp that are shown, at most."""
 STYLE = {"font.size": 9, "axes.grid": True, "grid.alpha": 0.3, "svg.hashsalt": "hybridflow", "lines.markersize": 4.5}
@@ -73,7 +75,10 @@ def rate_distortion(curves: Sequence[CurveResult], published: Sequence[CurveResu
         panels["legend"].set_axis_off()
         solid = [line for line in handles.values() if line.get_linestyle() == "-"]
         dashed = [line for line in handles.values() if line.get_linestyle() == "--"]
-        measured = panels["legend"].legend(handles=solid, loc="upper left", title="Measured here", **LEGEND)
+        columns = 1 + (len(solid) > LONGEST_LEGEND)
+        measured = panels["legend"].legend(
+            handles=solid, loc="upper left", ncols=columns, title="Measured here", **LEGEND
+        )
         if dashed:
             panels["legend"].add_artist(measured)
             title = "Published by their authors, not measured here"
@@ -88,7 +93,7 @@ def _draw(panel: Axes, curves: Sequence[CurveResult], metric: str, published: Se
         panel.plot(*curve.points(metric), label=f"{letter}  {curve.name}", **DASHED)
         for point in zip(*curve.points(metric)):
             panel.text(*point, letter, **LETTER)
-    for curve, (colour, marker) in zip(curves, itertools.cycle(zip(COLOURS, MARKERS))):
+    for curve, colour, marker in _styled(curves):
         if metric in curve.results:
             panel.plot(*curve.points(metric), color=colour, marker=marker, label=curve.name)
     low, high = _rates([*curves, *published])
@@ -102,6 +107,11 @@ def _draw(panel: Axes, curves: Sequence[CurveResult], metric: str, published: Se
     panel.minorticks_off()
     panel.set_xlabel("bits per pixel")
     panel.set_ylabel(f"{label} ({'more' if more_is_better else 'less'} is better)")
+
+
+def _styled(curves: Sequence[CurveResult]) -> Iterator[tuple[CurveResult, str, str]]:
+    """Curves with a colour and a marker, a pair that no other has among 70."""
+    return zip(curves, itertools.cycle(COLOURS), itertools.cycle(MARKERS))
 
 
 def _rates(curves: Sequence[CurveResult]) -> tuple[float, float]:
@@ -124,7 +134,7 @@ def speed_against_quality(curves: Sequence[CurveResult], metric: str = "lpips-al
     with plt.rc_context(STYLE):
         figure, panels = plt.subplots(1, 2, figsize=(10.4, 4), sharex=True, sharey=True, layout="constrained")
         for panel, figure_name in zip(panels, ("encoding_time", "decoding_time")):
-            for curve, (colour, marker) in zip(curves, itertools.cycle(zip(COLOURS, MARKERS))):
+            for curve, colour, marker in _styled(curves):
                 if figure_name in curve.results and metric in curve.results:
                     low, high = (f"{find(curve.results['bpp']):.3f}" for find in (min, max))
                     label = f"{curve.name}: {low if low == high else f'{low} to {high}'} bpp"

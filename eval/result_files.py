@@ -2,6 +2,8 @@
 
 import csv
 import json
+from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,6 +35,11 @@ class CurveResult(NamedTuple):
     results: dict[str, list]
     """Parallel lists, sorted by bpp."""
 
+    @property
+    def data(self) -> str:
+        """What it was measured on."""
+        return self.description.partition(";")[0]
+
     def points(self, metric: str) -> tuple[list[float], list[float]]:
         """bpp and figures of the points that have the metric; both are empty if none has."""
         pairs = zip(self.results["bpp"], self.results.get(metric, []))
@@ -53,11 +60,26 @@ def read_curve(path: Path) -> CurveResult:
 
 
 def read_curves(folder: Path) -> list[CurveResult]:
-    """Every JSON of a folder, by name; FileNotFoundError if there is none."""
+    """Every JSON of a folder, by name.
+
+    Raises:
+        FileNotFoundError: there is none.
+        HybridFlowError: they were not all measured on the same images.
+    """
     paths = sorted(folder.glob("*.json"))
     if not paths:
         raise FileNotFoundError(f"no results in {folder}: run eval.run and eval.baselines with -o {folder} first")
-    return [read_curve(path) for path in paths]
+    curves = [read_curve(path) for path in paths]
+    refuse_other_data(curves)
+    return curves
+
+
+def refuse_other_data(curves: Sequence[CurveResult]) -> None:
+    """HybridFlowError unless curves were all measured on the same images."""
+    for first, curve in pairwise(curves):
+        if curve.data != first.data:
+            both = f"{first.key} is of {first.data}, {curve.key} of {curve.data}"
+            raise HybridFlowError(f"{both}: keep the results of each data set in a folder of their own")
 
 
 def published_curves() -> list[CurveResult]:

@@ -61,6 +61,9 @@ def test_the_command_says_the_overlap(tmp_path, capsys):
     assert printed.splitlines()[-1].split() == ["test", "psnr-rgb", "-20.6", "%", "80%", "+1.0000", "100%"]
     assert main([*paths, "--metrics", "dists"]) == 2
     assert "dists is not in both" in capsys.readouterr().err
+    (tmp_path / "test.json").write_text(json.dumps(content | {"description": "photos, 3 images"}))
+    assert main(paths) == 2
+    assert "a folder of their own" in capsys.readouterr().err
 
 
 def test_a_curve_of_one_point_says_so_and_stops_no_other():

@@ -83,9 +83,27 @@ def test_the_same_figure_is_the_same_bytes(results):
 
 
 def test_published_points_stay_away_from_other_data_sets(results):
-    write_curve(results, "tiny", 0, "photos, 3 images")
+    for path in results.iterdir():
+        write_curve(results, path.stem, 0, "photos, 3 images; model")
     lines = plot.figures_of(read_curves(results))["rate_distortion"].axes[0].lines
     assert all(line.get_linestyle() == "-" for line in lines)
+
+
+def test_results_of_two_data_sets_are_not_compared(results):
+    write_curve(results, "jpeg", 0, "Kodak, 24 images; quality")
+    assert len(read_curves(results)) == 4
+    write_curve(results, "vvc", 0, "photos, 3 images; qp")
+    with pytest.raises(HybridFlowError, match="tiny is of Kodak, 24 images, vvc of photos, 3 images"):
+        read_curves(results)
+
+
+def test_no_two_lines_look_alike(results):
+    for number in range(20):
+        write_curve(results, f"tiny-{number}", number / 10)
+    for figure in plot.figures_of(read_curves(results)).values():
+        for panel in figure.axes:
+            ours = [line for line in panel.lines if line.get_linestyle() != "--"]
+            assert len({(line.get_color(), line.get_marker()) for line in ours}) == len(ours)
 
 
 def test_the_published_points_are_read():
@@ -159,12 +177,22 @@ def test_the_page_says_what_ablations_it_has(results):
 
 
 @pytest.mark.parametrize("lowest", [True, False])
-def test_the_page_says_where_vvc_cannot_go_as_low(results, lowest):
+def test_the_page_says_where_a_codec_cannot_go_as_low(results, lowest):
     version = {"bpp": 0.03, "figures": {}, "picture": "data:,"}
     versions = [version | {"name": name, "bytes": size} for name, size in (("HybridFlow", 400), ("VVC", 600))]
     photo = {"name": "a.png", "width": 64, "height": 48, "original": "data:,", "versions": versions}
-    page = report.render(read_curves(results), [photo | {"vvc_is_at_its_lowest": lowest}], 0.03)
+    lowest_of = {"ours_is_at_its_lowest": lowest, "vvc_is_at_its_lowest": lowest}
+    page = report.render(read_curves(results), [photo | lowest_of], 0.03)
     assert ("VVC's lowest rate is higher: it has 1.5 times our" in page) == lowest
+    assert ("Ours is at its lowest rate, over 0.03 bits per pixel" in page) == lowest
+
+
+def test_an_image_that_takes_more_is_coded_at_the_lowest_rate(checkpoint_path, photos, tmp_path):
+    with Image.open(photos[0]) as image:
+        image.crop((300, 200, 364, 264)).save(tmp_path / "a.png")
+    found = report.look_at(tmp_path / "a.png", str(checkpoint_path), 1e-4)
+    assert found["ours_is_at_its_lowest"] and found["versions"][0]["bpp"] > 1e-4
+    assert not report.look_at(tmp_path / "a.png", str(checkpoint_path), 2)["ours_is_at_its_lowest"]
 
 
 def test_parts_of_another_file_are_an_error(tmp_path):
