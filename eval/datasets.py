@@ -11,19 +11,19 @@ from pathlib import Path
 
 from eval import command
 from hybridflow.errors import HybridFlowError
+from hybridflow.image_io import looks_like_image
 
-SUFFIXES = {".avif", ".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 DATA_SETS = {"kodak": "Kodak", "cid22val": "CID22 validation"}
 """Stem of the file of a data set's sums, and of its folder of committed results -> its name."""
 
 
 def list_images(folder: Path) -> list[Path]:
-    """Every file of `folder` that has an image's suffix, by name."""
+    """Every file of `folder` whose name is an image's, by name."""
     if not folder.is_dir():
         raise NotADirectoryError(f"{folder} is not a folder of images")
-    images = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
+    images = sorted(filter(looks_like_image, folder.iterdir()))
     if not images:
-        raise FileNotFoundError(f"no images in {folder}: looked for {', '.join(sorted(SUFFIXES))}")
+        raise FileNotFoundError(f"no images in {folder}: name a folder of files that Pillow opens, such as .png")
     return images
 
 

@@ -22,8 +22,10 @@ from hybridflow.tiling import Window, pixels_of, tiles
 
 SMALLEST = 4
 """Side, in latents, of an image whose distortion can be measured: LPIPS and the spectra of grids need 64 pixels."""
-RATE = 0.055
-"""Adam's learning rate, in the gained domain, times the square root of the steps."""
+RATE = 0.038
+"""The learning rate, in the gained domain, times the square root of the steps."""
+MOMENTUM, SQUARES = 0.6, 0.99
+"""Decay of the averages of gradients and of their squares."""
 
 
 class RelaxedLatentModel:
@@ -74,7 +76,7 @@ def refine(
         gained: y_c (1,M,h,w), not rounded.
         z: (1,Z,ceil(h/4),ceil(w/4)), integers.
         quality: 0..63, whose lambda it is.
-        steps: of Adam.
+        steps: of `_Descent`.
 
     Returns:
         (1,M,h,w), not rounded; `gained` itself where a side is under 64 pixels.
@@ -87,9 +89,7 @@ def refine(
     weight = float(rate_weight(q)) / image[0, 0].numel()
     features = codec.exact.features(z.long(), quality)[..., :h, :w]
     masks = latent_step_masks(gained.shape[1], h, w, gained.device)
-    y = gained.clone().requires_grad_()
-    optimiser = torch.optim.Adam([y], lr=RATE / steps**0.5, betas=(0.9, 0.99))
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: min(1.0, 2 * (1 - step / steps)))
+    y, descent = gained.clone().requires_grad_(), _Descent(gained)
     for step in tqdm(range(steps), desc="refining", unit="step", leave=False, disable=None):
         rounded, bits = _round(model, features, masks, y, quality)
         y_hat = codec.ungain(rounded, q)
@@ -100,11 +100,29 @@ def refine(
                 x_hat = decoded[(..., *pixels_of(core))].float()
                 shown, _ = distortion(x, x_hat, Draws(0, step, q))
             (x.numel() / image.numel() * shown.sum()).backward(inputs=[leaf])
-        optimiser.zero_grad()
-        ((y_hat * leaf.grad).sum() + weight * bits).backward(inputs=[y])
-        optimiser.step()
-        schedule.step()
+        (gradient,) = torch.autograd.grad((y_hat * leaf.grad).sum() + weight * bits, y)
+        rate = RATE / steps**0.5 * min(1.0, 2 * (1 - step / steps))
+        y.data.sub_(rate * descent.direction(gradient))
     return y.detach()
+
+
+class _Descent:
+    """Adam (Kingma and Ba, ICLR 2015) with the second moment factored over channels and positions (Adafactor, Shazeer
+    and Stern, ICML 2018, section 3): a latent that matters less than others of its channel and place moves less."""
+
+    def __init__(self, y: Tensor) -> None:
+        self.step, self.mean = 0, torch.zeros_like(y)
+        self.of_channel, self.of_position = torch.zeros_like(y[:, :, :1, :1]), torch.zeros_like(y[:, :1])
+
+    def direction(self, gradient: Tensor) -> Tensor:
+        """Where to go uphill from a gradient (1,M,h,w), about 1 in size."""
+        self.step += 1
+        square = gradient.square() + 1e-30  # where a channel is silent
+        self.mean.lerp_(gradient, 1 - MOMENTUM)
+        self.of_channel.lerp_(square.mean((2, 3), keepdim=True), 1 - SQUARES)
+        self.of_position.lerp_(square.mean(1, keepdim=True), 1 - SQUARES)
+        second = self.of_channel / self.of_channel.mean() * self.of_position / (1 - SQUARES**self.step)
+        return self.mean / (1 - MOMENTUM**self.step) / second.sqrt()
 
 
 def _round(
