@@ -5,6 +5,7 @@ Every subcommand is a function ``run(args) -> exit code``. What fails is told in
 
 import argparse
 import functools
+import io
 import json
 import os
 import sys
@@ -40,6 +41,8 @@ def main(argv: list[str] | None = None) -> int:
     With HYBRIDFLOW_DEBUG=1 in the environment, errors are raised instead of told in one line.
     """
     argv = sys.argv[1:] if argv is None else argv
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="surrogateescape")  # names of files may be no text
     args = _parser(with_training=bool(argv) and argv[0] in TRAINING).parse_args(argv)
     try:
         return args.run(args)
@@ -105,7 +108,8 @@ def _info(args: argparse.Namespace) -> int:
 
 def _compare(args: argparse.Namespace) -> int:
     if args.output:
-        refuse_overwrite(args.output, force=args.force)
+        _refuse(args.output, args.force)
+        writable_format(Path(args.output).suffix)
 
     def read(source: str) -> tuple[Image.Image, bytes]:
         data = _read(source)
@@ -246,6 +250,8 @@ def _named(source: str, read: Callable):
 def _refuse(target: str, force: bool) -> None:
     if target != STREAM:
         refuse_overwrite(target, force=force)
+        if not Path(target).parent.is_dir():
+            raise HybridFlowError(f"cannot write {target} (there is no such folder): make it, or choose another place")
 
 
 def _write(target: str, data: bytes, force: bool) -> None:

@@ -1,7 +1,9 @@
 """Photo to bytes and back: what the command line and Python users call."""
 
 import json
+import math
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,6 +19,9 @@ from hybridflow.model import Analysed, HybridFlow
 from hybridflow.precision import require_device
 from hybridflow.tiling import STRIDE
 from hybridflow.weights import DECODERS, DEFAULT, available, checkpoint_file, perceptual_file, weight_file
+
+SMALLEST_AMONG = 4
+"""Of so many points of the lowest rates any can have the smallest file of a small or plain picture."""
 
 
 def shipped_id(name: str) -> str | None:
@@ -118,6 +123,8 @@ class Codec:
             raise HybridFlowError("give only one of quality, bpp and bytes")
         if quality is not None and not 0 <= quality < QUALITIES:
             raise HybridFlowError(f"quality must be 0 to {QUALITIES - 1}, not {quality}")
+        if bpp is not None and not math.isfinite(bpp):
+            raise HybridFlowError(f"bpp must be finite, not {bpp}")
         if effort < 0:
             raise HybridFlowError(f"effort must be at least 0, not {effort}")
         if schedule is not None and schedule not in SCHEDULES:
@@ -129,7 +136,8 @@ class Codec:
             return self._write(analysed, picture.size, *point, effort)
 
         if bpp is not None:
-            max_bytes = int(bpp * picture.width * picture.height / 8)
+            bits = min(bpp * picture.width * picture.height, sys.maxsize)
+            max_bytes = int(bits / 8 + 1e-6)  # what a file has is not over its own rate, whatever floats make of it
         if max_bytes is None:
             quality = 31 if quality is None else quality
             return attempt((quality, schedule or self._usual_schedule(quality)), effort)
@@ -231,10 +239,17 @@ def _file_bytes(source: bytes | str | os.PathLike) -> bytes:
 def _largest_within(
     points: list, attempt: Callable[[tuple[int, str]], bytes], limit: int, mend: str
 ) -> tuple[int, bytes]:
-    """The number of the last point within the limit, and its file, found by bisection: sizes grow along the points."""
-    best, low, high = attempt(points[0]), 0, len(points) - 1
-    if len(best) > limit:
-        raise HybridFlowError(f"the smallest file has {len(best)} bytes, over the {limit} allowed: {mend}")
+    """The number of the last point within the limit, and its file, found by bisection: sizes grow along the points,
+    nearly."""
+    sizes = []
+    for low, point in enumerate(points[:SMALLEST_AMONG]):
+        best = attempt(point)
+        sizes.append(len(best))
+        if sizes[-1] <= limit:
+            break
+    else:
+        raise HybridFlowError(f"the smallest file has {min(sizes)} bytes, over the {limit} allowed: {mend}")
+    high = len(points) - 1
     while low < high:
         middle = (low + high + 1) // 2
         data = attempt(points[middle])

@@ -4,7 +4,7 @@
 bytes    content
 =======  ====================================================================
 1        ``H``
-1        0x80 + 8 x version of the format (2) + mask schedule (its place in ``hybridflow.masking.SCHEDULES``)
+1        0x80 + 8 x version of the format (3) + mask schedule (its place in ``hybridflow.masking.SCHEDULES``)
 3        model id: which integer networks, tables, gains and codebook made the bits
 1        64 x the place in (8, 12, 16, 32) of the bits that each side takes, the fewest that do, + quality (0 to 63)
 2,3,4,8  width - 1, then height - 1, in so many bits each, big-endian

@@ -13,6 +13,7 @@ from hybridflow.errors import HybridFlowError, ImageError
 from hybridflow.saving import write_atomic
 
 _SRGB = ImageCms.createProfile("sRGB")
+_SCALE = f"scale it to between 1 and {MAX_PIXELS} pixels"
 
 
 def read_image(source) -> Image.Image:
@@ -62,15 +63,16 @@ def encode_image(image: Image.Image, suffix: str = ".png") -> bytes:
     file_format, buffer = writable_format(suffix), io.BytesIO()
     try:
         image.save(buffer, file_format, quality=95)
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise ImageError(f"{suffix} cannot hold the picture ({error}): choose a name that ends in .png") from None
     return buffer.getvalue()
 
 
 def writable_format(suffix: str) -> str:
-    """Pillow's name of the format with that suffix; call it before long work. Raises ImageError if it writes none."""
+    """Pillow's name of the format with that suffix; call it before long work. Raises ImageError if it writes none, or
+    one of icons, which scales them."""
     file_format = Image.registered_extensions().get(suffix.lower())
-    if file_format not in Image.SAVE:
+    if file_format not in Image.SAVE or file_format in ("ICO", "ICNS"):
         name = suffix or "a name without suffix"
         raise ImageError(f"no image format is written as {name}: choose a name that ends in .png")
     return file_format
@@ -102,6 +104,8 @@ def _from_pillow(source: bytes | Image.Image, name: str) -> Image.Image:
             return _to_rgb(source if isinstance(source, Image.Image) else Image.open(io.BytesIO(source)), name)
     except (HybridFlowError, Warning):
         raise
+    except Image.DecompressionBombError:
+        raise ImageError(f"{name} has too many pixels: {_SCALE}") from None
     except Image.UnidentifiedImageError:
         raise ImageError(f"{name} is not an image: give a PNG, JPEG, WebP or another that Pillow opens") from None
     except Exception as error:  # damaged files make Pillow's plugins raise almost anything
@@ -112,7 +116,8 @@ def _from_pillow(source: bytes | Image.Image, name: str) -> Image.Image:
 def _to_rgb(image: Image.Image, name: str) -> Image.Image:
     _refuse_size(image.width, image.height, name)
     if image.format != "MPO" and getattr(image, "is_animated", False):  # a photo's MPO holds previews of it
-        warnings.warn(f"{name} has more than one frame: the first is taken", stacklevel=4)
+        taken = f"number {image.tell() + 1}" if image.tell() else "the first"
+        warnings.warn(f"{name} has more than one frame: {taken} is taken", stacklevel=4)
     image.load()
     profile = image.info.get("icc_profile")
     image = ImageOps.exif_transpose(image)
@@ -132,7 +137,7 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
 
 def _refuse_size(width: int, height: int, name: str) -> None:
     if width * height == 0 or too_large(width, height):
-        raise ImageError(f"{name} has {width} x {height} pixels: scale it to between 1 and {MAX_PIXELS} pixels")
+        raise ImageError(f"{name} has {width} x {height} pixels: {_SCALE}")
 
 
 def _deep_to_grey(image: Image.Image, name: str) -> tuple[Image.Image, Image.Image | None]:

@@ -356,7 +356,7 @@ class HybridFlow(CompressionModel):
         section("y")
         code_check(coder, header, z, y)
         section("check")
-        sent = code_sent(coder, schedule, h, w)
+        sent = code_sent(coder, schedule, h, w, salvage=salvage)
         section("schedules")
         sent, indices = code_indices(coder, probability, quality, y, sent, salvage=salvage)
         section("indices")

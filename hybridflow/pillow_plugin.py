@@ -43,6 +43,9 @@ class HybridFlowImageFile(ImageFile.ImageFile):
         if self._coded is not None:
             self.im = _codec(maker(self._header) or DEFAULT).decode(self._coded).im
             self._coded = None
+            if self._exclusive_fp:  # Pillow opened it, and would close it only if it had read the pixels itself
+                self.fp.close()
+            self.fp = None
         return super().load()
 
 

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from hybridflow.errors import HybridFlowError
@@ -10,8 +11,9 @@ from hybridflow.errors import HybridFlowError
 def replace_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a file beside `path`, then let it take the place of `path`, on the disk as in memory: a kill at
     any moment leaves the last good file. Who may read it is left to the umask, whatever `write` thinks (safetensors
-    lets nobody else)."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    lets nobody else). A symbolic link stays one."""
+    path = path.resolve()
+    partial = path.with_name(f".{path.name[:40]}.{os.getpid()}.partial")  # a name may be as long as names may be
     try:
         write(partial)
         partial.chmod(0o666 & ~_umask())
@@ -19,7 +21,8 @@ def replace_atomically(path: Path, write: Callable[[Path], object]) -> None:
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
-    _sync(path.parent)
+    with suppress(OSError):  # a folder that is not to be listed
+        _sync(path.parent)
 
 
 def write_atomic(path: str | os.PathLike, data: bytes, *, force: bool = False) -> None:
@@ -41,7 +44,7 @@ def refuse_overwrite(path: str | os.PathLike, *, force: bool = False) -> None:
     path = Path(path)
     if path.exists() and not path.is_file():
         raise HybridFlowError(f"{path} is not a file: choose another name (- for standard output)")
-    if path.exists() and not force:
+    if (path.exists() or path.is_symlink()) and not force:
         raise HybridFlowError(f"{path} exists: choose another name, or replace it with --force")
 
 

@@ -101,15 +101,24 @@ def code_check(coder: Coder, header: bytes, z: np.ndarray, y: np.ndarray) -> Non
         raise FormatError(_CUT)
 
 
-def code_sent(coder: Coder, schedule: str, h: int, w: int, regions: np.ndarray | None = None) -> np.ndarray:
+def code_sent(
+    coder: Coder, schedule: str, h: int, w: int, regions: np.ndarray | None = None, salvage: bool = False
+) -> np.ndarray:
     """The sent positions (h,w) bool: for a uniform schedule nothing is coded, for dynamic masking its regions are.
 
     Args:
         regions: (rows,cols) int64, indices into `UNIFORM_SCHEDULES`; for the encoder of `dynamic`.
+        salvage: nothing is sent, in a stream that was cut, where the regions cannot be.
     """
     if schedule != "dynamic":
         return schedule_mask(schedule, h, w).numpy()
-    return region_mask(torch.from_numpy(_code_regions(coder, h, w, regions)), h, w).numpy()
+    try:
+        regions = _code_regions(coder, h, w, regions)
+    except FormatError:
+        if not salvage:
+            raise
+        return np.zeros((h, w), bool)
+    return region_mask(torch.from_numpy(regions), h, w).numpy()
 
 
 def _code_regions(coder: Coder, h: int, w: int, regions: np.ndarray | None) -> np.ndarray:
@@ -158,7 +167,12 @@ def code_indices(
             coder.encode(indices[wanted], counts)
             out[wanted] = indices[wanted]
         else:
-            symbols = coder.decode(len(counts), counts)
+            try:
+                symbols = coder.decode(len(counts), counts)
+            except FormatError:  # what a cut leaves may say anything, even what cannot be
+                if not salvage:
+                    raise
+                break
             if salvage and coder.past_end:
                 break
             out[wanted] = symbols

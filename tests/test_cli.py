@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import os
 import re
 import subprocess
 import sys
@@ -273,10 +274,23 @@ def test_a_reader_that_has_enough_is_no_error(encoded, checkpoint_path):
         assert process.stderr.read() == b"" and process.wait() == 1
 
 
-def test_a_format_that_cannot_be_written_is_refused_before_work(run, encoded, tmp_path, capsys):
+def test_a_name_that_is_no_text_is_printed_as_it_is(encoded, checkpoint_path, tmp_path):
+    name = os.fsencode(tmp_path) + b"/caf\xe9.hf"
+    os.rename(encoded, name)
+    command = [sys.executable, "-m", "hybridflow", "decode", "--checkpoint", str(checkpoint_path), name]
+    environment = os.environ | {"PYTHONIOENCODING": "utf-8"}
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True)
+    assert b"caf\xe9.png: 70 x 45" in done.stdout and os.path.exists(name[:-3] + b".png")
+
+
+def test_what_cannot_be_written_is_refused_before_work(run, photo, encoded, tmp_path, capsys):
     for name in ("photo.pdfx", "photo.xbm", "photo"):
         assert run("decode", encoded, "-o", tmp_path / name) == 1
         assert ".png" in the_error(capsys)
+    assert run("compare", photo, encoded, "-o", tmp_path / "side.xbm") == 1
+    assert ".png" in the_error(capsys)
+    assert run("encode", photo, "-o", tmp_path / "nowhere" / "photo.hf") == 1
+    assert "no such folder" in the_error(capsys)
     assert names(tmp_path) == ["photo.hf", "photo.jpg"]
 
 

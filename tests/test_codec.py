@@ -92,16 +92,37 @@ def test_targets_are_kept_and_met_as_closely_as_points_allow(pointed, picture):
         assert pointed.encode(picture, max_bytes=size) == files[number]
         assert pointed.encode(picture, max_bytes=size + 1) == files[number]
         bpp = 8 * size / (picture.width * picture.height)
-        assert pointed.encode(picture, bpp=bpp * 1.0001) == files[number]
+        assert pointed.encode(picture, bpp=bpp) == files[number]
         if number:
             assert pointed.encode(picture, max_bytes=size - 1) == files[number - 1]
             assert pointed.encode(picture, bpp=bpp * 0.9999) == files[number - 1]
+
+
+def test_a_rate_that_allows_anything(codec, pointed, picture):
+    assert pointed.encode(picture, bpp=1e308) == pointed.encode(picture, bpp=24)
 
 
 def test_targets_with_a_schedule_of_the_users_choice(codec, picture):
     limit = len(codec.encode(picture, quality=30, schedule="1_4"))
     data = codec.encode(picture, max_bytes=limit, schedule="1_4")
     assert len(data) <= limit and codec.info(data)["schedule"] == "1_4" and codec.info(data)["quality"] >= 30
+
+
+@pytest.mark.parametrize("width, height", [(111, 77), (93, 59), (70, 45)])
+def test_the_rate_of_a_file_allows_it(pointed, photos, width, height):
+    with Image.open(photos[0]) as image:
+        crop = image.crop((0, 0, width, height))
+    data = pointed.encode(crop, quality=POINTS[1][0], schedule=POINTS[1][1])
+    assert len(pointed.encode(crop, bpp=8 * len(data) / (width * height))) >= len(data)
+
+
+def test_a_plain_picture_whose_first_point_is_not_its_smallest(codec, monkeypatch):
+    white = Image.new("RGB", (64, 64), "white")
+    sizes = {q: len(codec.encode(white, quality=q, schedule="none")) for q in (0, 20, 40, 63)}
+    order = sorted(sizes, key=sizes.get, reverse=True)
+    monkeypatch.setattr(codec, "operating_points", [(q, "none") for q in order])
+    assert sizes[order[0]] > sizes[order[-1]]
+    assert len(codec.encode(white, max_bytes=sizes[order[-1]])) == sizes[order[-1]]
 
 
 def test_a_target_below_the_smallest_file(codec, picture):
@@ -119,6 +140,8 @@ def test_a_target_below_the_smallest_file(codec, picture):
         {"quality": 64},
         {"quality": -1},
         {"schedule": "1_16"},
+        {"bpp": float("inf")},
+        {"bpp": float("nan")},
     ],
 )
 def test_arguments_at_odds_or_out_of_range(codec, picture, arguments):

@@ -155,6 +155,9 @@ def test_frames_that_are_lost_are_told(photo):
     frames[0].save(buffer, "PNG", save_all=True, append_images=frames[1:])
     with pytest.warns(UserWarning, match="more than one frame"):
         assert read_image(buffer.getvalue()) == photo
+    with Image.open(buffer) as image, pytest.warns(UserWarning, match="number 2 is taken"):
+        image.seek(1)
+        assert read_image(image) == frames[1]
 
 
 @pytest.mark.parametrize("file_format", ["PNG", "JPEG", "WEBP", "TIFF", "GIF"])
@@ -213,6 +216,9 @@ def test_too_many_pixels_are_refused_before_they_are_read(photo, monkeypatch):
     monkeypatch.setattr(container, "MAX_PIXELS", 64 * 64 - 1)
     with pytest.raises(ImageError, match="20 x 12"):
         read_image(file_bytes(photo))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 9)
+    with pytest.raises(ImageError, match="too many pixels: scale it"):
+        read_image(file_bytes(photo))
 
 
 def test_tensors_and_images_are_inverse(photo):
@@ -228,7 +234,7 @@ def test_images_are_written_in_the_format_of_their_name(photo, tmp_path):
     assert read_image(tmp_path / "a.png") == photo
     write_image(photo, tmp_path / "a.JPG")
     assert (tmp_path / "a.JPG").read_bytes().startswith(b"\xff\xd8")
-    for name in ("a", "a.xyz"):
+    for name in ("a", "a.xyz", "a.ico", "a.blp"):  # the last two: icons are scaled, and what holds palettes alone
         with pytest.raises(ImageError, match=".png"):
             write_image(photo, tmp_path / name)
     assert sorted(os.listdir(tmp_path)) == ["a.JPG", "a.png"]

@@ -25,6 +25,10 @@ def test_pillow_saves_and_opens(photo, tmp_path):
             assert (image.format, image.mode, image.size) == ("HYBRIDFLOW", "RGB", photo.size)
             assert image.convert("RGB") == codec.decode(path) and image.getpixel((0, 0)) is not None
     assert Image.MIME[image.format] == "image/x-hybridflow"
+    image = Image.open(path)
+    file = image.fp
+    image.load()
+    assert file.closed and image.getpixel((0, 0)) is not None
 
 
 def test_opening_decodes_nothing(photo, monkeypatch):

@@ -20,6 +20,21 @@ def test_nothing_is_replaced_without_force(tmp_path):
     assert path.read_bytes() == b"second"
 
 
+def test_links_are_kept_and_not_replaced_without_force(tmp_path):
+    link, target = tmp_path / "link", tmp_path / "elsewhere" / "file"
+    target.parent.mkdir()
+    link.symlink_to(target)
+    with pytest.raises(HybridFlowError, match="--force"):
+        write_atomic(link, b"data")
+    write_atomic(link, b"data", force=True)
+    assert link.is_symlink() and target.read_bytes() == b"data"
+
+
+def test_a_name_may_be_as_long_as_names_may_be(tmp_path):
+    write_atomic(tmp_path / (85 * "\u6f22"), b"data")
+    assert len(os.listdir(tmp_path)) == 1
+
+
 def test_files_are_written_whole_or_not_at_all(tmp_path, monkeypatch):
     def full_disk(*_):
         raise OSError(28, "No space left on device")

@@ -178,6 +178,38 @@ def test_salvage_keeps_the_first_steps(model, probability, schedule):
     assert counts == sorted(counts) and counts[0] == 0 and 0 < counts[-1] < written.sent.sum()
 
 
+@pytest.mark.parametrize("schedule", ["full", "dynamic"])
+def test_salvage_stops_where_damage_says_what_cannot_be(model, probability, schedule, monkeypatch):
+    decode, left = Decoder.decode, 0
+
+    def damaged(decoder, count, counts):
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise FormatError("damaged")
+        return decode(decoder, count, counts)
+
+    mixed_regions(monkeypatch)
+    analysed = model.analyse(picture(160, 160))
+    continuous, _ = model.write(analysed, 31, "none", HEADER, probability)
+    stream, _ = model.write(analysed, 31, schedule, HEADER, probability)
+    monkeypatch.setattr(Decoder, "decode", damaged)
+    left = whole = 10**6
+    model.read(continuous, 10, 10, 31, "none", HEADER, probability)
+    continuous_calls, found, refused = whole - left, [], True
+    while refused:
+        calls = continuous_calls + len(found)
+        left = calls
+        found.append(model.read(stream, 10, 10, 31, schedule, HEADER, probability, salvage=True).sent.sum())
+        left = calls
+        try:
+            model.read(stream, 10, 10, 31, schedule, HEADER, probability)
+            refused = False
+        except FormatError:
+            refused = True
+    assert found == sorted(found) and found[0] == 0 < found[-1]
+
+
 def test_regions_are_coded_adaptively():
     h, w = 32, 48
     rng = np.random.default_rng(0)
