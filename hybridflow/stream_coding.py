@@ -17,8 +17,9 @@ from hybridflow.region_prior import RegionPrior
 
 Coder = Encoder | Decoder
 
-Z_RUN = 4096
-"""Values of z in a run: each has a table of its own, and a stream that ends early ends before many are made."""
+RUN = 4096
+"""Values of z, or indices, in a run: each has a table of its own, and a stream that ends early ends before many are
+made."""
 
 _CUT = "the continuous stream is damaged or cut short: get the file again from its source"
 
@@ -37,7 +38,7 @@ def code_z(
     coder: Coder, model: ProbabilityModel, quality: int, h: int, w: int, z: np.ndarray | None = None
 ) -> np.ndarray:
     """z (Z,ceil(h/4),ceil(w/4)) int64, step by step (`latent_step_masks`), inside a step by channel, row and column, in
-    runs of at most `Z_RUN`: distances to the integers below the means.
+    runs of at most `RUN`: distances to the integers below the means.
 
     Raises:
         FormatError: the stream ends long before its symbols do.
@@ -47,8 +48,8 @@ def code_z(
     for step, mask in enumerate(latent_step_masks(model.z_channels, rows, columns).numpy()):
         mean, scale = (field[mask] for field in model.hyper_step(MEAN_STEPS * known, step, quality))
         values = np.zeros(len(mean), np.int64) if z is None else z[mask]
-        for first in range(0, len(mean), Z_RUN):
-            run = slice(first, first + Z_RUN)
+        for first in range(0, len(mean), RUN):
+            run = slice(first, first + RUN)
             below, sixteenths = np.divmod(mean[run], MEAN_STEPS)
             tables = model.scale_counts[sixteenths, scale[run]]
             values[run] = below + _signed(coder, values[run] - below, len(below), tables)
@@ -159,22 +160,23 @@ def code_indices(
         return known, out
     features = model.index_features(y, quality)
     for step in range(INDEX_STEPS):
-        wanted = sent & (steps == step)
-        if not wanted.any():
-            continue
-        counts = model.index_step(features, out, known, step, wanted)
-        if isinstance(coder, Encoder):
-            coder.encode(indices[wanted], counts)
-            out[wanted] = indices[wanted]
-        else:
+        places = np.flatnonzero(sent & (steps == step))
+        symbols = indices.flat[places] if isinstance(coder, Encoder) else np.zeros(len(places), np.int64)
+        for first in range(0, len(places), RUN):
+            run, wanted = slice(first, first + RUN), np.zeros_like(sent)
+            wanted.flat[places[run]] = True
+            counts = model.index_step(features, out, known, step, wanted)
+            if isinstance(coder, Encoder):
+                coder.encode(symbols[run], counts)
+                continue
             try:
-                symbols = coder.decode(len(counts), counts)
+                symbols[run] = coder.decode(len(counts), counts)
             except FormatError:  # what a cut leaves may say anything, even what cannot be
                 if not salvage:
                     raise
-                break
-            if salvage and coder.past_end:
-                break
-            out[wanted] = symbols
-        known = known | wanted
+                return known, out
+        if salvage and coder.past_end:
+            break
+        out.flat[places] = symbols
+        known.flat[places] = True
     return known, out

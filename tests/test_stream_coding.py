@@ -10,7 +10,7 @@ from hybridflow.errors import FormatError
 from hybridflow.masking import SCHEDULES, UNIFORM_SCHEDULES, coding_steps, region_grid, region_mask
 from hybridflow.model import HybridFlow
 from hybridflow.probability import MEAN_STEPS
-from hybridflow.stream_coding import Z_RUN, code_sent, code_y, code_z
+from hybridflow.stream_coding import RUN, code_sent, code_y, code_z
 
 SIZES = [(16, 16), (16, 32), (256, 48), (112, 80)]
 HEADER = b"header"
@@ -67,7 +67,7 @@ def test_round_trip(model, probability, height, width, schedule, quality, monkey
 def test_z_of_many_runs_and_far_from_its_means_comes_back(probability):
     h, w, rng = 4 * 60, 4 * 50, np.random.default_rng(0)
     z = rng.integers(-2, 3, (probability.z_channels, 60, 50))
-    assert z.size > 4 * Z_RUN
+    assert z.size > 4 * RUN
     z[rng.random(z.shape) < 0.01] *= 1000  # escapes
     coder = Encoder()
     code_z(coder, probability, 40, h, w, z)
