@@ -89,7 +89,8 @@ class Campaign:
             held = (config.streaming, config.crop, config.transpose, config.downscale, config.jitter)
             held += (config.validation_crops,)
             if held not in opened:
-                opened.clear()  # not two sets in memory
+                opened.clear()
+                photos = run = None  # memory may hold no two sets
                 photos = open_photos(data, config, accelerator.device)
                 opened = {held: (photos, validation_crops(data, config.validation_crops, config.crop))}
             earlier = self.ledger["stages"].get(stage, {"minutes": 0.0, "steps": 0})
