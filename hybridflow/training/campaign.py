@@ -105,7 +105,8 @@ class Campaign:
             run = Run(stage, self.preset, config, photos, folder, init, resume, accelerator, validation, spent)
             before = run.step
             run.train(minutes_left())
-            self._keep(stage, run, earlier["steps"] + run.step - before)
+            here = earlier["steps"] + run.step - before  # a kill may have kept the last call from being counted
+            self._keep(stage, run, max(here, run.step))
             accelerator.free_memory()  # it would hold every stage
             if not run.over or run.ended:
                 break
