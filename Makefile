@@ -1,6 +1,6 @@
 # Everything runs in .venv, made on first use. Another interpreter: make demo PYTHON=/path/to/python3.11
 
-PYTHON ?= $(shell command -v python3.11 || command -v python3)
+PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)
 VENV := .venv
 RUN := $(VENV)/bin/python
 WORKERS ?= 2

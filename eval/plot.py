@@ -26,6 +26,7 @@ from matplotlib.figure import Figure
 
 from eval import command
 from eval.result_files import METRICS, CurveResult, published_curves, read_curves
+from eval.run import ABLATIONS
 
 COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = "osD^vPX*<>"
@@ -49,7 +50,7 @@ RATES = (0.008, 0.3)
 STYLE = {"font.size": 9, "axes.grid": True, "grid.alpha": 0.3, "svg.hashsalt": "hybridflow", "lines.markersize": 4.5}
 
 CLASSICAL = ("jpeg", "webp", "avif", "jxl", "hevc", "vvc")
-ABLATED = ("-codebook-only", "-continuous-only", "-continuous-mse", "-without-correction", "-without-predictor")
+ABLATED = tuple(f"-{name}" for name in ABLATIONS)
 
 
 def is_ablation(curve: CurveResult) -> bool:

@@ -85,7 +85,7 @@ def spread(points: Sequence[tuple[int, str]], count: int) -> list[Point]:
 @functools.cache
 def load_codec(checkpoint: str, device: str, decoder: str = "fidelity") -> Codec:
     """One codec a process and decoder."""
-    return hybridflow.load(Path(checkpoint) if Path(checkpoint).suffix else checkpoint, device=device, decoder=decoder)
+    return hybridflow.load(checkpoint, device=device, decoder=decoder)
 
 
 @functools.cache

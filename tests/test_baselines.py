@@ -5,9 +5,6 @@ import json
 import pytest
 from PIL import Image
 
-pytest.importorskip("imageio_ffmpeg")
-pytest.importorskip("pillow_jxl")
-
 from eval import ffmpeg
 from eval.baselines import CODECS, Baseline, main
 from hybridflow.errors import HybridFlowError

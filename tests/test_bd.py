@@ -5,8 +5,6 @@ import math
 
 import pytest
 
-pytest.importorskip("bjontegaard")
-
 from eval.bd import delta, delta_rows, find_curve, increasing, main, overlap
 from eval.result_files import CurveResult
 from hybridflow.errors import HybridFlowError

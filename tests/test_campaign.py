@@ -102,7 +102,7 @@ def test_photos_are_decoded_again_only_for_other_settings(two_splits, tmp_path, 
     assert len(decoded) == 2 * len(set(crops.values())) < 2 * len(crops)  # a photo of each split
 
 
-def test_a_preset_or_folder_that_does_not_fit_is_refused(two_splits, tmp_path):
+def test_a_preset_or_folder_that_does_not_fit_is_refused(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(TrainingError, match="campaign.json"):
         Campaign("tiny", tmp_path / "out", tmp_path / "empty", None)

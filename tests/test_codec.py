@@ -12,6 +12,7 @@ import hybridflow
 from hybridflow.checkpoint import load_release, model_id
 from hybridflow.codec import Codec, available, shipped_id
 from hybridflow.errors import CheckpointError, FormatError, HybridFlowError, ModelMismatchError
+from hybridflow.image_io import tensor_to_image
 from hybridflow.masking import SCHEDULES
 from hybridflow.weights import DECODERS, perceptual_file
 
@@ -45,7 +46,9 @@ def test_output_has_the_inputs_size(codec, photos, width, height, schedule):
 def test_the_decoder_sees_what_the_encoder_saw(codec, picture, schedule):
     data = codec.encode(picture, quality=31, schedule=schedule)
     assert data == codec.encode(picture, quality=31, schedule=schedule)
-    assert (pixels(codec.decode(data)) == pixels(codec.decode(data))).all()
+    _, seen = codec.model.write(codec.analyse(picture), 31, schedule)
+    shown = codec.model.synthesise(seen, 31)[..., : picture.height, : picture.width]
+    assert codec.decode(data) == tensor_to_image(shown)
     info = codec.info(data)
     assert (info["width"], info["height"]) == picture.size
     assert (info["quality"], info["schedule"], info["model_id"]) == (31, schedule, codec.model_id)
@@ -98,7 +101,7 @@ def test_targets_are_kept_and_met_as_closely_as_points_allow(pointed, picture):
             assert pointed.encode(picture, bpp=bpp * 0.9999) == files[number - 1]
 
 
-def test_a_rate_that_allows_anything(codec, pointed, picture):
+def test_a_rate_that_allows_anything(pointed, picture):
     assert pointed.encode(picture, bpp=1e308) == pointed.encode(picture, bpp=24)
 
 

@@ -3,7 +3,6 @@
 import pytest
 import torch
 from conftest import SMALL, random_model, spread_out
-from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from hybridflow.cli import main
@@ -14,21 +13,6 @@ from hybridflow.training.config import TrainConfig
 from hybridflow.training.data import PhotoSet
 from hybridflow.training.freeze import _step, freeze
 from hybridflow.training.loop import Run, start_processes
-
-
-@pytest.fixture(scope="module")
-def photo(photos):
-    with Image.open(photos[0]) as image:
-        return image.convert("RGB").crop((200, 100, 456, 356))
-
-
-@pytest.fixture(scope="module")
-def folder(photo, tmp_path_factory):
-    """One photo of each split."""
-    folder = tmp_path_factory.mktemp("photos")
-    for number in (50, 51):
-        photo.save(folder / f"{number}.png")
-    return folder
 
 
 def noise(batch=8, side=128):
@@ -43,11 +27,11 @@ def estimates(model, image):
     return torch.tensor([[-p[name].double().log2().sum() for p in likelihoods] for name in ("y", "indices")])
 
 
-def test_freezing_costs_next_to_nothing(folder):
+def test_freezing_costs_next_to_nothing(two_splits):
     """Estimated bits of a photo before and after; the networks are random, which is harder than trained ones."""
     torch.manual_seed(5)
     model = spread_out(HybridFlow(SMALL)).eval()
-    image = PhotoSet(folder, "validation").centre_crops(1, 256)
+    image = PhotoSet(two_splits, "validation").centre_crops(1, 256)
     before = estimates(model, image)
     freeze(model, noise())
     after = estimates(model, image)
@@ -109,9 +93,9 @@ def test_only_what_is_not_frozen_is_frozen():
 
 
 @pytest.mark.parametrize("stage, thawed", [("correction", []), ("refit", ["index_prior"]), ("joint", ["continuous"])])
-def test_training_forgets_the_integers_of_what_it_trains(stage, thawed, folder, every_part, tmp_path):
+def test_training_forgets_the_integers_of_what_it_trains(stage, thawed, two_splits, every_part, tmp_path):
     config = TrainConfig(batch=1, crop=64, max_steps=1, relaxed_rate=1)
-    run = Run(stage, SMALL, config, PhotoSet(folder, "train"), tmp_path, every_part, False, start_processes("cpu"))
+    run = Run(stage, SMALL, config, PhotoSet(two_splits, "train"), tmp_path, every_part, False, start_processes("cpu"))
     model = run.stage.model
     assert model.continuous.exact.frozen == ("continuous" not in thawed)
     assert model.index_prior.exact.frozen == (stage == "correction")
@@ -121,32 +105,32 @@ def test_training_forgets_the_integers_of_what_it_trains(stage, thawed, folder, 
 
 
 @torch.inference_mode()
-def test_refit_sees_the_frozen_y(folder, tmp_path):
+def test_refit_sees_the_frozen_y(two_splits, tmp_path):
     frozen = random_model(0)
     save_file({k: v.contiguous() for k, v in frozen.state_dict().items()}, tmp_path / "frozen.safetensors")
     config = TrainConfig(batch=1, crop=64, max_steps=1)
     init = tmp_path / "frozen.safetensors"
-    run = Run("refit", SMALL, config, PhotoSet(folder, "train"), tmp_path, init, False, start_processes("cpu"))
+    run = Run("refit", SMALL, config, PhotoSet(two_splits, "train"), tmp_path, init, False, start_processes("cpu"))
     image = noise(1)
     _, coded = frozen.write(frozen.analyse(image), 40, "none")
     seen = run.stage.model.continuous(image, torch.tensor([40])).y_gained[0]
     assert (16 * seen.numpy() == coded.y).all()
 
 
-def test_refit_wants_frozen_bits(folder, tmp_path):
+def test_refit_wants_frozen_bits(two_splits, tmp_path):
     weights = {key: value.contiguous() for key, value in spread_out(HybridFlow(SMALL)).state_dict().items()}
     save_file(weights, tmp_path / "joint.safetensors")
     config = TrainConfig(batch=1, crop=64, max_steps=1)
     with pytest.raises(CheckpointError, match="hybridflow freeze"):
-        Run("refit", SMALL, config, PhotoSet(folder, "train"), tmp_path, tmp_path / "joint.safetensors", False, start_processes("cpu"))
+        Run("refit", SMALL, config, PhotoSet(two_splits, "train"), tmp_path, tmp_path / "joint.safetensors", False, start_processes("cpu"))
 
 
-def test_the_command(folder, tmp_path, monkeypatch, capsys):
+def test_the_command(two_splits, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("hybridflow.model.PRESETS", {"tiny": SMALL})
     model = spread_out(HybridFlow(SMALL))
     save_file({k: v.contiguous() for k, v in model.state_dict().items()}, tmp_path / "joint.safetensors")
     out = tmp_path / "frozen" / "weights.safetensors"
-    assert main(["freeze", str(tmp_path / "joint.safetensors"), "--data", str(folder), "--out", str(out)]) == 0
+    assert main(["freeze", str(tmp_path / "joint.safetensors"), "--data", str(two_splits), "--out", str(out)]) == 0
     assert str(out) in capsys.readouterr().out
     loaded = HybridFlow(SMALL)
     weights = load_file(out)

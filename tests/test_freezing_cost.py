@@ -6,21 +6,19 @@ import pytest
 import torch
 from PIL import Image
 
-from conftest import SMALL, frozen_on_noise, spread_out
+from conftest import SMALL, random_model
 from eval.freezing import POINTS, batch_alike, bytes_at_points, floats_of, integers, main, reads_alike, threads
 from eval.photo import Photo
 from hybridflow.ablation import Ablations
 from hybridflow.checkpoint import load_release, save_ablation, save_release
 from hybridflow.codec import Codec
-from hybridflow.model import HybridFlow
 
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
     """A release, and its ablation file."""
     folder = tmp_path_factory.mktemp("frozen")
-    torch.manual_seed(0)
-    model = frozen_on_noise(spread_out(HybridFlow(SMALL)))
+    model = random_model(0)
     save_release(folder / "small.safetensors", model, {})
     save_ablation(folder / "small-ablation.safetensors", model, Ablations(SMALL), ["codebook_decoder"])
     return folder / "small.safetensors", folder / "small-ablation.safetensors"

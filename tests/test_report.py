@@ -8,9 +8,6 @@ from string import ascii_uppercase
 import pytest
 from PIL import Image
 
-for package in ("matplotlib", "jinja2", "bjontegaard", "imageio_ffmpeg"):
-    pytest.importorskip(package)
-
 from eval import plot, readme, report
 from eval.result_files import METRICS, PUBLISHED_COLUMNS, published_curves, read_curves
 from hybridflow.errors import HybridFlowError

@@ -72,7 +72,7 @@ def test_sizes_are_measured_and_growth_is_a_power(codec, photos):
     assert growth(quadratic, "seconds") == pytest.approx(2)
 
 
-def test_the_command_measures_random_weights(codec, photos, tmp_path, monkeypatch, capsys):
+def test_the_command_measures_random_weights(codec, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(speeds, "PRESETS", {"small": codec.model.preset})
     monkeypatch.setattr(speeds, "HybridFlow", lambda preset: HybridFlow(speeds.PRESETS[preset]))
     monkeypatch.setattr(speeds, "read_image", lambda path: read_image(path).crop((0, 0, 64, 64)))

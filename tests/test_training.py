@@ -90,7 +90,7 @@ def test_correction_keeps_the_codebook_decoder_for_ablations(photo_set, init, tm
             assert torch.equal(after[key.replace("pixel_decoder.", "codebook_decoder.", 1)], value)
 
 
-def test_only_parts_that_were_loaded_or_trained_are_written(photo_set, init, tmp_path):
+def test_only_parts_that_were_loaded_or_trained_are_written(photo_set, tmp_path):
     start("tokenizer", photo_set, tmp_path / "first").train()
     assert {part_of(key) for key in load_file(tmp_path / "first" / "weights.safetensors")} == PARTS["tokenizer"]
     first = tmp_path / "first" / "weights.safetensors"

@@ -115,8 +115,8 @@ def _add_export(subparsers) -> None:
         "and further training; and, of weights that `train perceptual` left, NAME-perceptual.safetensors, the decoder\n"
         "of `decode --decoder perceptual`.",
         epilog="examples:\n"
-        "  hybridflow export runs/refit/weights.safetensors --data photos/ --out checkpoints/\n"
-        "  hybridflow export runs/perceptual/weights.safetensors --data photos/ --out checkpoints/ --force",
+        "  hybridflow export runs/refit/weights.safetensors --data photos/ --out release/\n"
+        "  hybridflow export runs/perceptual/weights.safetensors --data photos/ --out release/ --force",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     _add_trained(parser)
