@@ -115,7 +115,8 @@ def load_parts(path: str | Path, *owners: nn.Module) -> set[str]:
                 part.load_state_dict(kept | found)
             except RuntimeError as error:
                 reason = shorten(str(error), 200)
-                raise CheckpointError(f"{path}: part {name} does not fit this preset ({reason})") from None
+                mend = f"part {name} does not fit this preset ({reason}): choose its own"
+                raise CheckpointError(f"{path}: {mend}") from None
     if not loaded:
         raise CheckpointError(f"{path}: holds no part of this model: name a run's weights.safetensors")
     return loaded

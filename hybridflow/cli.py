@@ -36,7 +36,8 @@ STREAM = "-"  # stands for standard input or output
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command and return its exit code: 0, or 1 if anything failed (argparse leaves with 2 on wrong usage).
+    """Run one command and return its exit code: 0, 1 if anything failed, 130 after Ctrl-C (argparse leaves with 2 on
+    wrong usage).
 
     With HYBRIDFLOW_DEBUG=1 in the environment, errors are raised instead of told in one line.
     """
@@ -332,7 +333,7 @@ def _add_encode(commands) -> None:
         commands.add_parser("encode", help="images to .hf files"),
         "Encode images, or all images of a folder, each to an .hf file beside it.",
         """
-        hybridflow encode photo.jpg                 at the model's own quality and schedule
+        hybridflow encode photo.jpg                 at quality 31, the schedule the model's own for it
         hybridflow encode photo.jpg --bpp 0.03      the best file of at most 0.03 bits per pixel
         hybridflow encode photo.jpg --bytes 1000    the best file of at most 1000 bytes
         hybridflow encode photo.jpg --effort 30     takes its time for a better picture of the same size
@@ -482,7 +483,3 @@ def _schedule(text: str) -> str:
     if text not in SCHEDULES:
         raise argparse.ArgumentTypeError(f"{text} is not one of {', '.join(SCHEDULES)}")
     return text
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -120,7 +120,7 @@ class Codec:
             HybridFlowError: arguments out of range or at odds, or no operating point is small enough.
         """
         if sum(argument is not None for argument in (quality, bpp, max_bytes)) > 1:
-            raise HybridFlowError("give only one of quality, bpp and bytes")
+            raise HybridFlowError("give only one of quality, bpp and max_bytes")
         if quality is not None and not 0 <= quality < QUALITIES:
             raise HybridFlowError(f"quality must be 0 to {QUALITIES - 1}, not {quality}")
         if bpp is not None and not math.isfinite(bpp):
@@ -159,7 +159,7 @@ class Codec:
         Args:
             data: the file's bytes, or its path.
             preview: leave the sent indices out and predict them all: quicker, and all that a cut file may allow.
-            salvage: accept a cut file whose continuous stream is whole, and use the indices that are there.
+            salvage: accept a cut or damaged file whose continuous stream is whole, and use the indices that are there.
 
         Raises:
             FormatError: the file is not an `.hf` file, or is damaged.

@@ -60,7 +60,7 @@ class Header:
         if self.schedule not in _schedules():
             raise FormatError(f"there is no schedule {self.schedule!r}: choose one of {', '.join(_schedules())}")
         if len(self.model_id) != _ID_BYTES:
-            raise FormatError(f"a model id has {_ID_BYTES} bytes, not {len(self.model_id)}")
+            raise FormatError(f"a model id has {_ID_BYTES} bytes, not {len(self.model_id)}: take that of a codec")
 
     def pack(self) -> bytes:
         """The header's bytes, magic and version included."""
@@ -110,7 +110,7 @@ def unpack(data: bytes, *, check: bool = True) -> tuple[Header, bytes]:
     body = data[:-_CRC_BYTES] if whole else data
     header, start = _parse_header(body)
     if too_large(header.width, header.height):
-        size = f"{header.width} x {header.height} pixels, over the limit of {MAX_PIXELS}"
+        size = f"{header.width} x {header.height} pixels, over the limit of {MAX_PIXELS}, sides counted in steps of 64"
         raise FormatError(f"the file declares {size}: encode the image in smaller pieces")
     return header, body[start:]
 

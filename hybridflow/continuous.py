@@ -33,6 +33,16 @@ def round_through(x: Tensor) -> Tensor:
     return x + (x.round() - x).detach()
 
 
+def on_grid(mean: Tensor) -> Tensor:
+    """The nearest multiples of 1/MEAN_STEPS; the gradient passes straight through."""
+    return round_through(mean * MEAN_STEPS) / MEAN_STEPS
+
+
+def as_decoded(y: Tensor, mean: Tensor, coded: Tensor) -> Tensor:
+    """y in whole distances from its mean, the gradient passing straight through; the mean where nothing is coded."""
+    return torch.where(coded, round_through(y - mean) + mean, mean)
+
+
 class Latent(NamedTuple):
     y_hat: Tensor
     """(B,M,h,w), gain undone: what the decoders read."""
@@ -124,7 +134,7 @@ class ContinuousCodec(nn.Module):
         features = self._features(z_hat, quality)[..., :h, :w]
 
         def decode(means: Tensor, indices: Tensor) -> Tensor:
-            return torch.where(self._coded(indices), round_through(y - means) + means, means)
+            return as_decoded(y, means, self._coded(indices))
 
         known, means, indices = self._step_by_step(self.context, self.exact, decode, y, quality, features)
         _, y_likelihoods = self.gaussian_conditional(y, self._scales(indices), means)
@@ -186,7 +196,7 @@ class ContinuousCodec(nn.Module):
             mean, index = exact.distribution((known * MEAN_STEPS).round().long(), step, quality, *features)
             return mean.float() / MEAN_STEPS, index.float()
         mean, index = (t.float() for t in context(known, step, quality, *features))
-        return round_through(mean * MEAN_STEPS) / MEAN_STEPS, index
+        return on_grid(mean), index
 
     def _scales(self, indices: Tensor) -> Tensor:
         return scale_of(self.index_floor(indices).clamp(max=SCALES - 1))

@@ -23,7 +23,7 @@ def error_map(x: Tensor, x_hat: Tensor, lpips: torch.nn.Module) -> Tensor:
         lpips: from `spatial_lpips`.
     """
     height, width = x.shape[-2:]
-    pad = (0, max(32 - width, 0), 0, max(32 - height, 0))  # AlexNet's strides leave nothing of less
+    pad = (0, max(32 - width, 0), 0, max(32 - height, 0))  # AlexNet leaves nothing of less than 31
     x, x_hat = (F.pad(image, pad, mode="replicate") for image in (x, x_hat))
     errors = pixel_errors(x, x_hat).mean(1, keepdim=True) + LPIPS_WEIGHT * lpips(2 * x - 1, 2 * x_hat - 1)
     return errors[..., :height, :width]

@@ -27,7 +27,7 @@ def uneven_gradients(x: Tensor, x_hat: Tensor) -> Tensor:
     """How unevenly x_hat's gradient energy, against x's, is spread over the phases of GRID_PERIOD: (B,), 0 if evenly.
 
     Args:
-        x, x_hat: (B,3,H,W) in [0,1], the original and the decoded image, with sides of more than WINDOW.
+        x, x_hat: (B,3,H,W) in [0,1], the original and the decoded image, with sides of at least WINDOW.
     """
     log_ratio = _log_phase_energies(x_hat) - _log_phase_energies(x)
     return log_ratio.var(-1, correction=0).mean(0)

@@ -13,7 +13,7 @@ from hybridflow.errors import HybridFlowError, ImageError
 from hybridflow.saving import write_atomic
 
 _SRGB = ImageCms.createProfile("sRGB")
-_SCALE = f"scale it to between 1 and {MAX_PIXELS} pixels"
+_SCALE = f"scale it to between 1 and {MAX_PIXELS} pixels, sides counted in steps of 64"
 
 
 def read_image(source) -> Image.Image:

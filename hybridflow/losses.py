@@ -95,8 +95,8 @@ def gaussian_bits(residual: Tensor, scale: Tensor) -> Tensor:
     """-log2 of the probability that a Gaussian of mean 0 and this standard deviation gives the interval of length 1
     around a residual, not rounded: of any shape, at most 30 bits each."""
     distance = residual.abs()
-    upper, lower = (torch.special.ndtr((edge - distance) / scale) for edge in (0.5, -0.5))
-    return -(upper - lower).clamp(min=2**-30).log2()
+    near, far = (torch.erfc((distance + edge) / (math.sqrt(2) * scale)) for edge in (-0.5, 0.5))  # exact in the tail
+    return -(0.5 * (near - far)).clamp(min=2**-30).log2()
 
 
 def masked_cross_entropy(logits: Tensor, indices: Tensor, sent: Tensor) -> Tensor:

@@ -38,7 +38,16 @@ from hybridflow.tiling import decode_tiled, encode_tiled
 
 @dataclass(frozen=True)
 class Preset:
-    """Sizes of a model. Tuples of three are for 1/4, 1/8 and 1/16 of the resolution."""
+    """Sizes of a model. Tuples of three are for 1/4, 1/8 and 1/16 of the resolution.
+
+    Attributes:
+        half_channels: of the pixel decoder at 1/2.
+        num_codes, code_dim: codewords K and their channels C.
+        latent_channels, z_channels: M of y_c, Z of its hyper-latent z.
+        context_width: of the hyper-synthesis and the context models.
+        prior_width, prior_embedding: P and E of the index prior.
+        predictor_dim, predictor_depth, predictor_heads: of the token transformer.
+    """
 
     encoder_widths: tuple[int, int, int]
     encoder_depths: tuple[int, int, int]
@@ -259,7 +268,10 @@ class HybridFlow(CompressionModel):
     def update(self, scale_table: None = None, force: bool = False, update_quantiles: bool = False) -> bool:
         """Bake the tables that the coder reads; needed once after training or loading weights without tables.
 
-        The arguments are CompressAI's; tables are always baked anew, and only if `force` or not baked yet.
+        The arguments are CompressAI's; tables that are baked already are left alone unless `force`.
+
+        Returns:
+            Whether tables were baked.
         """
         baked = bool(self.continuous.scale_counts.any())
         if baked and not force:
@@ -339,7 +351,7 @@ class HybridFlow(CompressionModel):
 
         Args:
             sections: filled with the bits of each section of the stream.
-            salvage: of a stream cut behind its continuous part, take the index steps that are there whole.
+            salvage: of a stream cut or damaged behind its continuous part, take the index steps that are there whole.
 
         Raises:
             FormatError: the stream does not hold what its check says.

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from hybridflow.continuous import ContinuousCodec, round_through
+from hybridflow.continuous import ContinuousCodec, as_decoded, on_grid
 from hybridflow.draws import Draws
 from hybridflow.exact import ACTIVATION_MAX, SHIFT, IntegerConv, IntegerLatentModel
 from hybridflow.losses import Distortion, gaussian_bits, rate_weight
@@ -66,8 +66,8 @@ def refine(
     steps: int,
 ) -> Tensor:
     """Descend from y_c in the gained domain along the gradient of distortion + lambda * bits per pixel, with rounding
-    passed straight through and z left as it is. Pixels are made as in training, in bfloat16 where the device has it, and
-    tile by tile if there are many.
+    passed straight through and z left as it is. Pixels are made as in training, in bfloat16 where the device has it,
+    and tile by tile if there are many.
 
     Args:
         codec: frozen.
@@ -132,10 +132,7 @@ def _round(
     known, bits = torch.zeros_like(y), y.new_zeros(())
     for step, mask in enumerate(masks):
         mean, index = model.distribution(known, step, quality, features)
-        mean = round_through(mean * MEAN_STEPS) / MEAN_STEPS
-        coded = index.round() > 0
-        residual = y - mean
-        bits = bits + gaussian_bits(residual, scale_of(index)).where(mask & coded, 0).sum()
-        decoded = torch.where(coded, round_through(residual) + mean, mean)
-        known = torch.where(mask, decoded, known)
+        mean, coded = on_grid(mean), index.round() > 0
+        bits = bits + gaussian_bits(y - mean, scale_of(index)).where(mask & coded, 0).sum()
+        known = torch.where(mask, as_decoded(y, mean, coded), known)
     return known, bits

@@ -43,7 +43,7 @@ def refuse_overwrite(path: str | os.PathLike, *, force: bool = False) -> None:
     """Raise HybridFlowError if something is at path that must not be replaced; call it before long work."""
     path = Path(path)
     if path.exists() and not path.is_file():
-        raise HybridFlowError(f"{path} is not a file: choose another name (- for standard output)")
+        raise HybridFlowError(f"{path} is not a file: choose another name")
     if (path.exists() or path.is_symlink()) and not force:
         raise HybridFlowError(f"{path} exists: choose another name, or replace it with --force")
 

@@ -112,7 +112,7 @@ class Campaign:
                 break
 
     def _freeze(self, data: Path) -> None:
-        """freeze-bits, before what reads the bits is refitted."""
+        """Freeze, before what reads the bits is refitted."""
         frozen = self.out / "frozen.safetensors"
         freeze_weights(self.parts, self.preset, frozen, held_out_photos(data))
         self._put(frozen, ["continuous"])

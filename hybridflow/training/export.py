@@ -27,14 +27,14 @@ from hybridflow.metrics import load_lpips
 from hybridflow.model import HybridFlow
 from hybridflow.saving import refuse_overwrite
 from hybridflow.training.data import PhotoSet
-from hybridflow.training.freeze import COUNT, freeze
+from hybridflow.training.freeze import COUNT, SIDE, freeze
 from hybridflow.weights import ablation_file, perceptual_file
 
 LARGEST_RELEASE = 66 * 10**6
 """Bytes of weights that a checkpoint may take, without the perceptual decoder."""
 PROBED_QUALITIES = range(0, QUALITIES, 9)
-SIDE = 256
-"""Side of the validation crops, in pixels, on which operating points are compared."""
+CODED = 24
+"""Photos by whose centres operating points are compared."""
 
 
 @torch.inference_mode()
@@ -80,7 +80,7 @@ def _distortion(x: Tensor, x_hat: Tensor, lpips: torch.nn.Module) -> float:
 
 
 def export(
-    weights: Path, preset: str, out: Path, name: str, photos: PhotoSet, count: int = 24, force: bool = False
+    weights: Path, preset: str, out: Path, name: str, photos: PhotoSet, force: bool = False
 ) -> list[Path]:
     """Write `NAME.safetensors`, all that encodes and decodes, `NAME-ablation.safetensors`, which comparisons and
     training need, and `NAME-perceptual.safetensors`, the second decoder, if the weights hold it. What is not frozen
@@ -115,7 +115,7 @@ def export(
         refuse_overwrite(path, force=force)
     freeze(model, photos.centre_crops(COUNT, SIDE))
     model.half().float().eval()  # the points are chosen for what will be loaded
-    points = choose_operating_points(model, photos, count)
+    points = choose_operating_points(model, photos, CODED)
     out.mkdir(parents=True, exist_ok=True)
     save_release(paths[0], model, {"operating_points": json.dumps(points), "model_id": model_id(model).hex()})
     save_ablation(paths[1], model, ablations, loaded)

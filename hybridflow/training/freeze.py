@@ -1,4 +1,4 @@
-"""freeze-bits: quantise the trained networks of the exact path to the integers of `hybridflow.exact`, bake the tables.
+"""Quantise the trained networks of the exact path to the integers of `hybridflow.exact`, bake the tables.
 
 After training and without gradients: int8 weights with a scale an output channel (Krishnamoorthi, arXiv 1806.08342,
 section 3), 7-bit activations whose ranges are measured on photos at all qualities. A ReLU network takes a
@@ -69,7 +69,7 @@ def held_out_photos(data: Path) -> PhotoSet:
 
 
 def freeze_weights(weights: Path, preset: str, out: Path, photos: PhotoSet) -> None:
-    """Freeze a run's weights: the freeze-bits stage.
+    """Freeze the weights of a run, or of a folder of parts.
 
     Args:
         weights: safetensors of a run.

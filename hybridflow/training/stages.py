@@ -1,4 +1,4 @@
-"""The training stages: which parts each trains, how it starts, and its loss (DESIGN section 6)."""
+"""The training stages: which parts each trains, how it starts, and its loss."""
 
 import math
 from typing import NamedTuple
@@ -400,7 +400,7 @@ class Refit(Joint):
     trained = ("correction", "pixel_decoder", "predictor", "index_prior")
 
     def begin(self, loaded: set[str]) -> None:
-        """Goes on from freeze-bits, which made y^_c what files will hold.
+        """Goes on from `freeze`, which made y^_c what files will hold.
 
         Raises:
             CheckpointError: the continuous stream is not frozen.
