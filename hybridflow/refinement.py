@@ -76,7 +76,7 @@ def refine(
         gained: y_c (1,M,h,w), not rounded.
         z: (1,Z,ceil(h/4),ceil(w/4)), integers.
         quality: 0..63, whose lambda it is.
-        steps: of `_Descent`.
+        steps: of the descent, each of a decoding and its gradient.
 
     Returns:
         (1,M,h,w), not rounded; `gained` itself where a side is under 64 pixels.
