@@ -1,5 +1,6 @@
 """What one process of a training run must know of the others. A run of one process needs none of it."""
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 
@@ -32,3 +33,10 @@ def from_first_process(x: Tensor) -> Tensor:
 def mean_over_processes(x: Tensor) -> Tensor:
     """Like `sum_over_processes`, divided by their number."""
     return sum_over_processes(x) / processes()
+
+
+def agreed(value: float, device: torch.device) -> float:
+    """The mean of every process's number, the same in all; one process alone does not wait for its device."""
+    if processes() == 1:
+        return value
+    return float(mean_over_processes(torch.tensor(value, dtype=torch.float64, device=device)))

@@ -30,9 +30,9 @@ def test_nearest_is_what_brute_force_finds(codebook):
 def test_nearest_is_found_in_float32_under_autocast():
     torch.manual_seed(0)
     codebook, vectors = Codebook(1024, 32), torch.randn(500, 32)
+    nearest = codebook.nearest(vectors)
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(codebook.nearest(vectors), Codebook.nearest(codebook, vectors.double()))
-        assert not torch.equal(codebook.nearest(vectors), (vectors @ codebook.codewords.T).argmax(1))
+        assert torch.equal(codebook.nearest(vectors), nearest)
 
 
 def test_quantising_gives_codewords_and_their_distance(codebook):

@@ -25,6 +25,12 @@ def reference():
     return read_image(EXAMPLES / "ex_ref.png")
 
 
+@pytest.mark.parametrize(("name", "official"), [("ex_p0", 0.722), ("ex_p1", 0.138)])
+def test_lpips_alex_gives_the_official_values(reference, name, official):
+    figures = distortions(reference, read_image(EXAMPLES / f"{name}.png"))
+    assert figures["lpips-alex"] == pytest.approx(official, abs=5e-4)
+
+
 @needs_vgg
 @pytest.mark.parametrize(("name", "official"), [("ex_p0", 0.569), ("ex_p1", 0.422)])
 def test_lpips_vgg_gives_the_official_values(reference, name, official):

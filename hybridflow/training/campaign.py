@@ -8,10 +8,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from hybridflow.checkpoint import split_parts
-from hybridflow.distributed import mean_over_processes
+from hybridflow.distributed import agreed
 from hybridflow.errors import TrainingError
 from hybridflow.training.config import load_config, load_plan
 from hybridflow.training.data import validation_crops
@@ -78,21 +76,18 @@ class Campaign:
             copied.rename(self.parts)
 
         def minutes_left() -> float:
-            """The same in every process."""
-            left = torch.tensor(end - time.monotonic(), device=accelerator.device)
-            return float(mean_over_processes(left)) / 60
+            return agreed(end - time.monotonic(), accelerator.device) / 60
 
-        opened: dict[tuple, tuple] = {}  # the settings that the data was last read with -> photos, validation crops
+        read: tuple | None = None  # the settings that the data was last read with
         while (stage := self.next_stage) is not None and minutes_left() > 0:
             clock = [f"max_minutes={self.budgets[stage]}", "max_steps=null"]
             config = load_config(stage, self.preset, settings + clock)
             held = (config.streaming, config.crop, config.transpose, config.downscale, config.jitter)
             held += (config.validation_crops,)
-            if held not in opened:
-                opened.clear()
+            if held != read:
                 photos = run = None  # memory may hold no two sets
                 photos = open_photos(data, config, accelerator.device)
-                opened = {held: (photos, validation_crops(data, config.validation_crops, config.crop))}
+                validation, read = validation_crops(data, config.validation_crops, config.crop), held
             earlier = self.ledger["stages"].get(stage, {"minutes": 0.0, "steps": 0})
             if stage == "refit" and not earlier["minutes"] and accelerator.is_main_process:
                 self._freeze(data)
@@ -100,7 +95,6 @@ class Campaign:
             folder = self.out / stage
             resume = (folder / "state.pt").exists()
             init = self.parts if self.ledger["stages"] and not resume else None
-            photos, validation = opened[held]
             spent = earlier["minutes"]
             run = Run(stage, self.preset, config, photos, folder, init, resume, accelerator, validation, spent)
             before = run.step

@@ -108,9 +108,10 @@ def export(
     if lacking:
         raise TrainingError(f"{weights} lacks {', '.join(lacking)}: name what refit left, or a folder of all parts")
     checkpoint = out / f"{name}.safetensors"
+    second = perceptual_file(checkpoint)
     paths = [checkpoint, ablation_file(checkpoint)]
     if "perceptual" in loaded:
-        paths.append(perceptual_file(checkpoint))
+        paths.append(second)
     for path in paths:
         refuse_overwrite(path, force=force)
     freeze(model, photos.centre_crops(COUNT, SIDE))
@@ -119,7 +120,6 @@ def export(
     out.mkdir(parents=True, exist_ok=True)
     save_release(paths[0], model, {"operating_points": json.dumps(points), "model_id": model_id(model).hex()})
     save_ablation(paths[1], model, ablations, loaded)
-    second = perceptual_file(checkpoint)
     if "perceptual" in loaded:
         save_perceptual(second, model)
     elif second.is_file() and read_metadata(second).get("model_id") != model_id(model).hex():

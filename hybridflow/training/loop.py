@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from hybridflow.ablation import Ablations
 from hybridflow.checkpoint import load_parts
-from hybridflow.distributed import mean_over_processes, processes
+from hybridflow.distributed import agreed, mean_over_processes
 from hybridflow.draws import Draws
 from hybridflow.errors import TrainingError
 from hybridflow.model import HybridFlow, Preset
@@ -170,7 +170,7 @@ class Run:
                     raise TrainingError(f"out of memory at {each}: raise accumulate, or lower batch or crop") from None
                 self.step += 1
                 now = time.monotonic()
-                self.minutes += self._agreed((now - tick) / 60)
+                self.minutes += agreed((now - tick) / 60, self.device)
                 tick = now
                 if journal:
                     journal.bar.update()
@@ -251,14 +251,8 @@ class Run:
 
     # --- what the processes agree on --------------------------------------------------------------------------------
 
-    def _agreed(self, value: float) -> float:
-        """The same number in every process."""
-        if processes() == 1:
-            return value  # without a wait for the device
-        return float(mean_over_processes(torch.tensor(value, dtype=torch.float64, device=self.device)))
-
     def _any_process(self, flag: bool) -> bool:
-        return self._agreed(float(flag)) > 0
+        return agreed(float(flag), self.device) > 0
 
     # --- seeing it --------------------------------------------------------------------------------------------------
 
@@ -288,7 +282,7 @@ class Run:
         self.measured = figures
         if self.stage.comparable:
             self.since_best += 1
-            loss = self._agreed(figures["loss"])  # else one process might lose its patience before the others
+            loss = agreed(figures["loss"], self.device)  # else one process might lose its patience before the others
             if loss < self.best:
                 self.best, self.since_best = loss, 0
                 self._save_weights("best.safetensors")
