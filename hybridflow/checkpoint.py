@@ -45,6 +45,12 @@ def _frozen_from(key: str) -> bool:
     return key.startswith(FROZEN_FROM) and not key.startswith(DETERMINES_BITS)
 
 
+def makes_bits(key: str) -> bool:
+    """Whether the tensor of this name decides which bits a symbol gets, or which y^_c and codewords they are read as:
+    frozen, or what that was frozen from."""
+    return key.startswith(DETERMINES_BITS + FROZEN_FROM)
+
+
 def released(key: str) -> bool:
     """Whether encoding or decoding with the fidelity decoder needs the tensor of this name."""
     return _lasting(key) and not _frozen_from(key) and not key.startswith(PERCEPTUAL)

@@ -5,6 +5,7 @@ import torch
 from conftest import SMALL, random_model, spread_out
 from safetensors.torch import load_file, save_file
 
+from hybridflow.checkpoint import load_parts, model_id
 from hybridflow.cli import main
 from hybridflow.errors import CheckpointError
 from hybridflow.exact import ACTIVATION_MAX, SHIFT
@@ -102,6 +103,24 @@ def test_training_forgets_the_integers_of_what_it_trains(stage, thawed, two_spli
     run.train()
     after = load_file(tmp_path / "weights.safetensors")
     assert bool(after["continuous.exact.out.multiplier"].any()) == ("continuous" not in thawed)
+
+
+def test_transforms_leave_bits_alone(two_splits, every_part, tmp_path):
+    config = TrainConfig(batch=1, crop=64, max_steps=2, relaxed_rate=1)
+    start = start_processes("cpu")
+    run = Run("transforms", SMALL, config, PhotoSet(two_splits, "train"), tmp_path, every_part, False, start)
+    assert run.stage.model.continuous.exact.frozen
+    run.train()
+    before, after = HybridFlow(SMALL), HybridFlow(SMALL)
+    load_parts(every_part, before)
+    load_parts(tmp_path / "weights.safetensors", after)
+    assert model_id(before) == model_id(after)
+    moved = {
+        ".".join(name.split(".")[:2])
+        for (name, value), other in zip(before.named_parameters(), after.parameters())
+        if name.startswith("continuous.") and not torch.equal(value, other)
+    }
+    assert moved == {f"continuous.{part}" for part in ("analysis", "hyper_analysis", "log_gain")}
 
 
 @torch.inference_mode()

@@ -42,6 +42,7 @@ PARTS = {
     "correction": {"correction"},
     "joint": {"continuous", "correction", "pixel_decoder", "predictor", "index_prior"},
     "refit": {"correction", "pixel_decoder", "predictor", "index_prior"},
+    "transforms": {"continuous", "correction", "pixel_decoder", "predictor"},
     "baseline": {"continuous_alone", "continuous_decoder"},
     "perceptual": {"perceptual"},
 }
@@ -239,6 +240,7 @@ def test_every_stage_overfits_two_pictures(tmp_path, one_thread):
         "correction": (50, 0.93),
         "joint": (50, 0.87),
         "refit": (50, 0.95),
+        "transforms": (50, 0.95),
         "baseline": (50, 0.9),
         "perceptual": (50, 0.95),
     }

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from hybridflow.ablation import Ablations
+from hybridflow.checkpoint import makes_bits
 from hybridflow.container import QUALITIES
 from hybridflow.continuous import ContinuousCodec, Latent
 from hybridflow.draws import Draws
@@ -50,6 +51,7 @@ class Stage(nn.Module):
         trained: part names, of the model or of the ablations.
         reads: names of parts that have to have been trained before.
         kept: names of the ablations' parts that it sets aside at its start.
+        keeps_bits: whether what makes bits of the trained parts stands still, with the integers frozen from it.
         takes: weights of the configuration that it may set over 0, of those that not every stage takes.
         decoder: what it decodes with, one of `hybridflow.weights.DECODERS`.
         turns: methods like `loss`, which a step calls one after the other, each with optimisers of its own for
@@ -62,6 +64,7 @@ class Stage(nn.Module):
     trained: tuple[str, ...] = ()
     reads: tuple[str, ...] = ()
     kept: tuple[str, ...] = ()
+    keeps_bits = False
     takes: tuple[str, ...] = ()
     decoder = "fidelity"
 
@@ -84,8 +87,12 @@ class Stage(nn.Module):
         for owner in (model, ablations):
             for name, part in owner.named_children():
                 part.requires_grad_(name in self.trained)
-                if name in self.trained:
+                if name in self.trained and not self.keeps_bits:
                     thaw(part)
+        if self.keeps_bits:
+            for name, parameter in model.named_parameters():
+                if makes_bits(name):
+                    parameter.requires_grad_(False)
 
     def forward(self, turn: str, x: Tensor, draws: Draws, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of one of `turns`; what every random number comes of is `draws`."""
@@ -383,15 +390,19 @@ class Joint(CorrectionStage):
         self.revive()
 
     def loss(self, x: Tensor, draws: Draws, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
-        _, distortion, terms, masked_bits, indices, latent, quality = self.merge(x, draws)
-        sent = random_mask(draws, *indices.shape[1:])
-        sent_bits = index_bits(self.model, indices, sent, latent.y_gained.detach(), quality)
-        parts = bpp_by_part(latent.likelihoods, x)
-        loss = (distortion + self.rate_weight(quality, progress) * sum(parts.values())).mean()
-        loss = loss + self.config.index_weight * (masked_bits + sent_bits)
+        merged = self.merge(x, draws)
+        sent = random_mask(draws, *merged.indices.shape[1:])
+        sent_bits = index_bits(self.model, merged.indices, sent, merged.latent.y_gained.detach(), merged.quality)
+        loss, terms = self.rate_and_distortion(x, merged, progress)
         bpp_indices = sent_bits.detach() * typical_count(sent) / x[:, 0].numel()
         terms |= {"index_bits": sent_bits.detach(), "bpp_indices": bpp_indices}
-        return loss, terms | batch_means(parts)
+        return loss + self.config.index_weight * sent_bits, terms
+
+    def rate_and_distortion(self, x: Tensor, merged: Merged, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of images (B,3,H,W) in [0,1] but for the bits of sent indices, and terms to log."""
+        parts = bpp_by_part(merged.latent.likelihoods, x)
+        loss = (merged.distortion + self.rate_weight(merged.quality, progress) * sum(parts.values())).mean()
+        return loss + self.config.index_weight * merged.masked_bits, merged.terms | batch_means(parts)
 
 
 class Refit(Joint):
@@ -406,7 +417,21 @@ class Refit(Joint):
             CheckpointError: the continuous stream is not frozen.
         """
         if not self.model.continuous.exact.frozen:
-            raise CheckpointError("refit trains on frozen bits: run `hybridflow freeze` on the joint stage's weights")
+            mend = "run `hybridflow freeze` on the joint stage's weights"
+            raise CheckpointError(f"this stage trains around frozen bits: {mend}")
+
+
+class Transforms(Refit):
+    """All that surrounds the frozen bits: E_c up to what is coded, D_vq, D_corr and the predictor: rate + distortion.
+
+    Files that were written before stay readable, and a perceptual decoder stays one of this model.
+    """
+
+    trained = ("continuous", "correction", "pixel_decoder", "predictor")
+    keeps_bits = True
+
+    def loss(self, x: Tensor, draws: Draws, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
+        return self.rate_and_distortion(x, self.merge(x, draws), progress)
 
 
 class Perceptual(Refit):
@@ -437,6 +462,7 @@ STAGES = {
     "correction": CorrectionStage,
     "joint": Joint,
     "refit": Refit,
+    "transforms": Transforms,
     "baseline": Baseline,
     "perceptual": Perceptual,
 }
