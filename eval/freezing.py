@@ -5,7 +5,8 @@
 prints a Markdown table for each question and writes both to a JSON file:
 
 * bytes: of real files, which the frozen networks made, against what the networks that they were frozen from would have
-  cost by their likelihoods, header and checks included. Those floats are kept in the checkpoint's ablation file.
+  cost by their Gaussians, header and checks included: tables that were fitted give back some of it. Those floats are
+  kept in the checkpoint's ablation file.
 * readings: images whose file at every point gave the same z, y^_c and indices, with one thread and with two, with
   pixels in float32 and in bfloat16; and images whose distributions, by themselves and in a batch, were the same
   integers.

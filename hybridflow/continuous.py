@@ -9,7 +9,7 @@ from compressai.entropy_models import GaussianConditional
 from compressai.ops import LowerBound
 from torch import Tensor, nn
 
-from hybridflow.entropy import WEIGHT_BITS, share_counts
+from hybridflow.entropy import PRECISION, WEIGHT_BITS, share_counts
 from hybridflow.exact import IntegerContextModel, IntegerLatentModel
 from hybridflow.image_encoder import ImageEncoder
 from hybridflow.layers import activation, conv3x3
@@ -17,6 +17,7 @@ from hybridflow.probability import (
     MEAN_STEPS,
     SCALE_MIN,
     SCALES,
+    WIDTHS,
     ContextModel,
     HyperSynthesis,
     QualityTable,
@@ -102,12 +103,17 @@ class ContinuousCodec(nn.Module):
         self.register_buffer("scale_counts", torch.zeros(MEAN_STEPS, SCALES, 2 * REACH + 2, dtype=torch.int32))
 
     @torch.no_grad()
-    def bake_tables(self) -> None:
-        """Turn Gaussians of every scale and of means between two integers into the integer tables that coders read."""
-        edges = torch.arange(-REACH - 0.5, REACH + 1, dtype=torch.float64)
-        scales = scale_of(torch.arange(SCALES, dtype=torch.float64))[:, None]
+    def bake_tables(self, shares: Tensor | None = None) -> None:
+        """Turn what symbols of every scale, and of means between two integers, are taken to be into the integer tables
+        that coders read: Gaussians, or mixtures of them.
+
+        Args:
+            shares: (SCALES,len(WIDTHS)), adding up to 1, of Gaussians so many times as wide (`training.tables`).
+        """
         for sixteenths, counts in enumerate(self.scale_counts):
-            counts.copy_(_signed_tables(torch.special.ndtr((edges - sixteenths / MEAN_STEPS) / scales).diff(dim=1)))
+            pmf = gaussian_pmf(sixteenths / MEAN_STEPS)
+            pmf = pmf[len(WIDTHS) // 2] if shares is None else torch.einsum("sn,nsk->sk", shares.double().cpu(), pmf)
+            counts.copy_(_signed_tables(pmf))
 
     def gain(self, y: Tensor, quality: Tensor) -> tuple[Tensor, Tensor]:
         """y of the analysis -> gained y (B,M,h,w) and z (B,Z,ceil(h/4),ceil(w/4)), neither rounded."""
@@ -128,27 +134,51 @@ class ContinuousCodec(nn.Module):
         """
         y, z = self.gain(self.analysis(image), quality)
         y, z = y.float(), z.float()
-        h, w = y.shape[-2:]
         z_hat = round_through(z)
         z_likelihoods = self._z_likelihoods(z, z_hat, quality)
+        known, means, indices = self.code_y(y, z_hat, quality)
+        if self.reads_exact:
+            y_likelihoods = self._table_likelihoods(known - means, torch.zeros_like(means), indices)
+        else:
+            _, y_likelihoods = self.gaussian_conditional(y, self._scales(indices), means)
+        y_likelihoods = y_likelihoods.masked_fill(~self._coded(indices), 1)
+        return Latent(self.ungain(known, quality), known, {"y": y_likelihoods, "z": z_likelihoods})
+
+    def code_y(self, y: Tensor, z_hat: Tensor, quality: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Gained y (B,M,h,w), not rounded, and z as it is decoded -> y as it is decoded, its means and its scale-table
+        indices, each as large as y; the gradient passes the rounding straight."""
+        h, w = y.shape[-2:]
         features = self._features(z_hat, quality)[..., :h, :w]
 
         def decode(means: Tensor, indices: Tensor) -> Tensor:
             return as_decoded(y, means, self._coded(indices))
 
-        known, means, indices = self._step_by_step(self.context, self.exact, decode, y, quality, features)
-        _, y_likelihoods = self.gaussian_conditional(y, self._scales(indices), means)
-        y_likelihoods = y_likelihoods.masked_fill(~self._coded(indices), 1)
-        return Latent(self.ungain(known, quality), known, {"y": y_likelihoods, "z": z_likelihoods})
+        return self._step_by_step(self.context, self.exact, decode, y, quality, features)
 
     def _z_likelihoods(self, z: Tensor, z_hat: Tensor, quality: Tensor) -> Tensor:
         """z (B,Z,hz,wz), as it is and rounded -> its likelihoods: unlike y, it is rounded to integers, whatever its
         means."""
         networks = self.hyper_prior, self.exact.hyper_prior
         _, means, indices = self._step_by_step(*networks, lambda *_: z_hat, z, quality)
+        if self.reads_exact:
+            return self._table_likelihoods(z_hat - means.floor(), means - means.floor(), indices)
         density = self.gaussian_conditional
         values = density.quantize(z, "noise" if self.training else "dequantize")
         return density.likelihood_lower_bound(density._likelihood(values, self._scales(indices), means))
+
+    def _table_likelihoods(self, distances: Tensor, fractions: Tensor, indices: Tensor) -> Tensor:
+        """What the coder takes symbols for, escapes with what follows them.
+
+        Args:
+            distances: (B,C,h,w), whole, of y to its means, of z to the integers below them.
+            fractions: by which means are over the integer that distances are counted from, multiples of 1/16 below 1.
+            indices: of the scale table.
+        """
+        beyond = distances.abs() - REACH
+        entry = torch.where(beyond > 0, 2 * REACH + 1, distances + REACH).long()
+        counts = self.scale_counts[(fractions * MEAN_STEPS).long(), indices.long(), entry]
+        escape_bits = torch.where(beyond > 0, 2 * beyond.clamp(min=1).log2().floor() + 2, 0)
+        return counts / 2**PRECISION * torch.exp2(-escape_bits)
 
     @property
     def reads_exact(self) -> bool:
@@ -203,6 +233,14 @@ class ContinuousCodec(nn.Module):
 
     def _coded(self, indices: Tensor) -> Tensor:
         return (indices.round() > 0) | self.training
+
+
+def gaussian_pmf(mean: float) -> Tensor:
+    """Probabilities (len(WIDTHS),SCALES,2R+1), in float64, of -R..R under Gaussians of this mean, of every width and
+    scale; R is `REACH`."""
+    edges = torch.arange(-REACH - 0.5, REACH + 1, dtype=torch.float64)
+    scales = scale_of(torch.arange(SCALES, dtype=torch.float64))
+    return torch.special.ndtr((edges - mean) / (WIDTHS.double()[:, None] * scales)[..., None]).diff(dim=-1)
 
 
 def _signed_tables(pmf: Tensor) -> Tensor:

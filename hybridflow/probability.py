@@ -18,6 +18,8 @@ MEAN_STEPS = 16
 """Means are multiples of 1/16: of y in the gained domain, of z in its own."""
 SCALES = 64
 SCALE_MIN, SCALE_MAX = 0.11, 16.0
+WIDTHS = 2.0 ** torch.linspace(-2, 2, 9)
+"""Standard deviations, over that of a scale, of the Gaussians that its tables may mix."""
 
 
 class QualityTable(nn.Module):

@@ -43,7 +43,7 @@ def test_the_floats_are_those_before_freezing_and_estimates_read_them(files, cro
     floats = floats_of(crops[0].model, files[1])
     assert not floats.continuous.exact.frozen and crops[0].model.continuous.exact.frozen
     mine, frozen = (crops[0].estimated_bytes(31, "full", model) for model in (floats, None))
-    assert mine != frozen and mine == pytest.approx(frozen, rel=0.05)
+    assert mine != frozen and mine == pytest.approx(frozen, rel=0.1)  # tables are fitted, too
 
 
 def test_worse_floats_would_have_cost_more(files, crops):

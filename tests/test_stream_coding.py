@@ -113,7 +113,7 @@ def test_the_estimate_agrees_with_the_bytes(model, probability, schedule, qualit
     stream, _ = model.write(model.analyse(x), quality, schedule, HEADER, probability)
     likelihoods = model(x, quality, schedule)["likelihoods"].values()
     estimate = 2 + sum(float(-likelihood.double().log2().sum()) for likelihood in likelihoods) / 8
-    assert abs(len(stream) - estimate) < max(8, 0.02 * len(stream))
+    assert abs(len(stream) - estimate) < 2
 
 
 def test_y_is_rounded_to_within_half_a_step(model, probability):

@@ -95,8 +95,8 @@ def _add_freeze(subparsers) -> None:
     parser = subparsers.add_parser(
         "freeze",
         description="Quantise the probability networks to integers, measuring activations on the validation split\n"
-        "(photos whose number is a multiple of 50), and bake the coder's tables; train refit then trains what reads\n"
-        "those bits.",
+        "(photos whose number is a multiple of 50), and fit the coder's tables to it; train refit then trains what\n"
+        "reads those bits.",
         epilog="example:\n"
         "  hybridflow freeze runs/joint/weights.safetensors --data photos/ --out runs/frozen/weights.safetensors",
         formatter_class=argparse.RawDescriptionHelpFormatter,

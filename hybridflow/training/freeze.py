@@ -1,4 +1,4 @@
-"""Quantise the trained networks of the exact path to the integers of `hybridflow.exact`, bake the tables.
+"""Quantise the trained networks of the exact path to the integers of `hybridflow.exact`, fit the tables.
 
 After training and without gradients: int8 weights with a scale an output channel (Krishnamoorthi, arXiv 1806.08342,
 section 3), 7-bit activations whose ranges are measured on photos at all qualities. A ReLU network takes a
@@ -26,6 +26,7 @@ from hybridflow.model import HybridFlow
 from hybridflow.probability import MEAN_STEPS, ContextModel, QualityTable
 from hybridflow.saving import replace_atomically
 from hybridflow.training.data import PhotoSet
+from hybridflow.training.tables import count_distances, fit_shares
 
 COUNT, SIDE = 64, 256
 """Photos and side of their crops, in pixels, on which activations are measured."""
@@ -57,8 +58,8 @@ def freeze(model: HybridFlow, images: Tensor) -> None:
         for batch in zip(images.split(BATCH), quality.roll(number * len(images) // PASSES).split(BATCH))
     ]
     if not model.continuous.exact.frozen:
-        model.update(force=True)
         _freeze_latent_model(model.continuous, batches)
+        model.continuous.bake_tables(fit_shares(count_distances(model.continuous, batches)))
     if not model.index_prior.exact.frozen:
         _freeze_index_prior(model, batches)
 
