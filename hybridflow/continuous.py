@@ -108,11 +108,13 @@ class ContinuousCodec(nn.Module):
         that coders read: Gaussians, or mixtures of them.
 
         Args:
-            shares: (SCALES,len(WIDTHS)), adding up to 1, of Gaussians so many times as wide (`training.tables`).
+            shares: (SCALES,len(WIDTHS)) float64, adding up to 1, of Gaussians so many times as wide as the scale says
+                (`hybridflow.training.tables`); all to that of width 1 by default.
         """
+        if shares is None:
+            shares = (WIDTHS == 1).double().expand(SCALES, -1)
         for sixteenths, counts in enumerate(self.scale_counts):
-            pmf = gaussian_pmf(sixteenths / MEAN_STEPS)
-            pmf = pmf[len(WIDTHS) // 2] if shares is None else torch.einsum("sn,nsk->sk", shares.double().cpu(), pmf)
+            pmf = torch.einsum("sn,nsk->sk", shares, gaussian_pmf(sixteenths / MEAN_STEPS))
             counts.copy_(_signed_tables(pmf))
 
     def gain(self, y: Tensor, quality: Tensor) -> tuple[Tensor, Tensor]:
@@ -136,7 +138,7 @@ class ContinuousCodec(nn.Module):
         y, z = y.float(), z.float()
         z_hat = round_through(z)
         z_likelihoods = self._z_likelihoods(z, z_hat, quality)
-        known, means, indices = self.code_y(y, z_hat, quality)
+        known, means, indices = self.quantise_y(y, z_hat, quality)
         if self.reads_exact:
             y_likelihoods = self._table_likelihoods(known - means, torch.zeros_like(means), indices)
         else:
@@ -144,7 +146,7 @@ class ContinuousCodec(nn.Module):
         y_likelihoods = y_likelihoods.masked_fill(~self._coded(indices), 1)
         return Latent(self.ungain(known, quality), known, {"y": y_likelihoods, "z": z_likelihoods})
 
-    def code_y(self, y: Tensor, z_hat: Tensor, quality: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def quantise_y(self, y: Tensor, z_hat: Tensor, quality: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Gained y (B,M,h,w), not rounded, and z as it is decoded -> y as it is decoded, its means and its scale-table
         indices, each as large as y; the gradient passes the rounding straight."""
         h, w = y.shape[-2:]

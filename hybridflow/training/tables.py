@@ -29,7 +29,7 @@ def count_distances(codec: ContinuousCodec, batches: Iterable[tuple[Tensor, Tens
     counts = torch.zeros(SCALES, 2 * REACH + 1, dtype=torch.int64)
     for images, quality in batches:
         y, z = codec.gain(codec.analysis(images), quality)
-        decoded, means, indices = codec.code_y(y.float(), z.float().round(), quality)
+        decoded, means, indices = codec.quantise_y(y.float(), z.float().round(), quality)
         distances = decoded - means
         counted = (indices > 0) & (distances.abs() <= REACH)
         symbols = indices[counted] * counts.shape[1] + distances[counted] + REACH
@@ -41,12 +41,11 @@ def fit_shares(counts: Tensor) -> Tensor:
     """Counts (SCALES,2R+1) -> the shares (SCALES,len(WIDTHS)) float64, adding up to 1, of Gaussians of each width,
     under which they are likeliest: by expectation maximisation (Dempster et al., 1977)."""
     likelihoods = gaussian_pmf(0.0)
-    expected = torch.zeros(len(WIDTHS), SCALES, dtype=torch.float64)
-    expected[len(WIDTHS) // 2] = PRIOR
-    shares = torch.full_like(expected, 1 / len(WIDTHS))
+    prior = PRIOR * (WIDTHS == 1).double()[:, None]
+    shares = torch.full(likelihoods.shape[:2], 1 / len(WIDTHS), dtype=torch.float64)
     for _ in range(ITERATIONS):
         joint = shares[..., None] * likelihoods
-        seen = joint / joint.sum(0).clamp(min=torch.finfo(joint.dtype).tiny) * counts
-        shares = expected + seen.sum(2)
+        responsible = joint / joint.sum(0).clamp(min=torch.finfo(joint.dtype).tiny)
+        shares = prior + (responsible * counts).sum(2)
         shares = shares / shares.sum(0)
     return shares.T
