@@ -163,7 +163,8 @@ class ContinuousCodec(nn.Module):
         networks = self.hyper_prior, self.exact.hyper_prior
         _, means, indices = self._step_by_step(*networks, lambda *_: z_hat, z, quality)
         if self.reads_exact:
-            return self._table_likelihoods(z_hat - means.floor(), means - means.floor(), indices)
+            below = means.floor()
+            return self._table_likelihoods(z_hat - below, means - below, indices)
         density = self.gaussian_conditional
         values = density.quantize(z, "noise" if self.training else "dequantize")
         return density.likelihood_lower_bound(density._likelihood(values, self._scales(indices), means))
