@@ -1,8 +1,12 @@
 """Photos of tar shards that are read again and again, for sets that do not fit into memory."""
 
+import atexit
+import multiprocessing
 import os
 import signal
 from collections.abc import Iterator
+from functools import partial
+from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import Any
 
@@ -78,8 +82,10 @@ class StreamedPhotos:
             wds.map(decode_photo),
         )
         workers = os.cpu_count() if workers is None else workers
-        loader = DataLoader(pipeline, batch_size=None, num_workers=workers, worker_init_fn=_leave_signals_to_the_run)
-        self._decoded = iter(loader)
+        over = multiprocessing.Event()
+        init = partial(_leave_signals_to_the_run, over)
+        self._decoded = iter(DataLoader(pipeline, batch_size=None, num_workers=workers, worker_init_fn=init))
+        atexit.register(over.set)  # before what ends the workers, which was registered earlier
         self._photos = self._whole_ones()
 
     def _whole_ones(self) -> Iterator[np.ndarray]:
@@ -111,9 +117,11 @@ def _holds_a_photo(shard: str) -> bool:
         return False
 
 
-def _leave_signals_to_the_run(worker: int) -> None:
-    """Ctrl-C reaches every process of a terminal; without workers the run could not end its step."""
+def _leave_signals_to_the_run(over: Event, worker: int) -> None:
+    """Ctrl-C reaches every process of a terminal, and the SIGTERM of a batch system every one of a job: without workers
+    the run could not end its step. When the run is over it ends them by SIGTERM itself."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda number, frame: os._exit(0) if over.is_set() else None)
 
 
 def _of_train_split(named: tuple[str, bytes] | None) -> bool:
