@@ -163,13 +163,29 @@ def _half_bytes(weights: Iterable[Tensor]) -> int:
 
 def save_half(path: str | Path, weights: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
     """Write a safetensors file, floats in half precision, integers and what only training reads as they are (the
-    codebook's sums can be larger than half precision holds), without `CONSTANTS`."""
+    codebook's sums can be larger than half precision holds), without `CONSTANTS`; equal ones make equal files."""
     half = {
         key: (value.half() if value.is_floating_point() and not key.startswith(TRAINING_ONLY) else value).contiguous()
         for key, value in weights.items()
         if not key.endswith(CONSTANTS)
     }
-    replace_atomically(Path(path), lambda partial: save_file(half, partial, metadata))
+
+    def save(partial: Path) -> None:
+        save_file(half, partial, metadata)
+        _sort_metadata(partial)
+
+    replace_atomically(Path(path), save)
+
+
+def _sort_metadata(path: Path) -> None:
+    """Put in order what safetensors writes in any: the metadata in the header, a size in 8 bytes and JSON."""
+    with path.open("r+b") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+        if "__metadata__" in header:
+            header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+            file.seek(8)
+            file.write(json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode().ljust(size))
 
 
 def save_release(path: str | Path, model: HybridFlow, metadata: dict[str, str]) -> None:

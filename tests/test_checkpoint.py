@@ -16,6 +16,7 @@ from hybridflow.checkpoint import (
     model_id,
     read_weights,
     save_ablation,
+    save_half,
     save_release,
     split_parts,
 )
@@ -192,3 +193,14 @@ def test_parts_of_a_run_are_split_and_loaded_from_their_folder(tmp_path):
     assert torch.equal(target.pixel_decoder.state_dict()["head.1.0.weight"], before)
     with pytest.raises(CheckpointError, match="no part nonsense"):
         split_parts(tmp_path / "weights.safetensors", tmp_path / "parts", ["nonsense"])
+
+
+def test_equal_weights_make_equal_files(tmp_path):
+    """safetensors alone writes metadata in another order every time."""
+    metadata = {name: f"\"{name}\" é {'x' * number}" for number, name in enumerate("abcdefgh")}
+    weights = {f"part.{number}": torch.rand(number + 1) for number in range(5)}
+    for name in ("a", "b"):
+        save_half(tmp_path / name, weights, metadata)
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+    read, found = read_weights(tmp_path / "a")
+    assert found == metadata and all(torch.equal(read[key], weights[key].half()) for key in weights)
