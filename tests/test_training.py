@@ -520,15 +520,15 @@ def test_photos_are_streamed_from_shards(crops, tmp_path):
         StreamedPhotos(tmp_path / "empty", workers=0)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_leaves_the_last_photos_to_the_run(crops, tmp_path, number):
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_leaves_the_last_photos_to_the_run(crops, tmp_path, sent):
     """Ctrl-C, or the end of a batch job, reaches the processes that decode too."""
     write_shard(tmp_path / "shard.tar", {f"{number}.png": encoded(crops[0]) for number in range(1, 9)})
     stream = StreamedPhotos(tmp_path, min_side=64, workers=1, shuffled=1)
     for step in range(4):
         assert len(stream.crops(64, Draws(0, step, torch.arange(8)))) == 8
         for worker in multiprocessing.active_children():
-            os.kill(worker.pid, number)
+            os.kill(worker.pid, sent)
 
 
 def test_down_scaling_averages_and_transposing_transposes(folder):
