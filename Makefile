@@ -9,7 +9,7 @@ WORKERS ?= 2
 
 help:
 	@echo "make demo   compress three photos, print bpp, PSNR and LPIPS, leave the pictures in demo/"
-	@echo "make test   run the tests"
+	@echo "make test   run the tests, in WORKERS=$(WORKERS) processes"
 	@echo "make kodak, make cid22val"
 	@echo "            measure the checkpoint and the classical codecs on DATA=folder of that data set; README's table"
 	@echo "make clean  remove .venv and demo/"
@@ -18,7 +18,7 @@ demo: $(VENV)/installed
 	$(RUN) -m eval.demo
 
 test: $(VENV)/installed-all
-	$(RUN) -m pytest
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(WORKERS) --dist worksteal
 
 kodak cid22val: $(VENV)/installed-all
 	$(RUN) -m eval.datasets $@ $(DATA)

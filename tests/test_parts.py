@@ -2,6 +2,7 @@
 
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,14 +20,18 @@ from hybridflow.masking import SCHEDULES
 from hybridflow.metrics import psnr
 
 
-@pytest.fixture(scope="module")
-def folder(photos, tmp_path_factory):
-    """A crop of two photos, the second with sides that are no multiples of 16."""
-    folder = tmp_path_factory.mktemp("crops")
-    for photo, size in zip(photos, ((96, 64), (75, 50))):
+def save_crops(photos: list[Path], folder: Path, *sizes: tuple[int, int]) -> Path:
+    """A crop of the first photos, one of each size."""
+    for photo, size in zip(photos, sizes):
         with Image.open(photo) as image:
             image.crop((300, 200, 300 + size[0], 200 + size[1])).save(folder / photo.name)
     return folder
+
+
+@pytest.fixture(scope="module")
+def folder(photos, tmp_path_factory) -> Path:
+    """Crops of two photos, the second with sides that are no multiples of 16."""
+    return save_crops(photos, tmp_path_factory.mktemp("crops"), (96, 64), (75, 50))
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +116,10 @@ def test_a_file_that_gives_back_something_else_is_counted(codec, ablations, fold
     assert [row["intact"] for row in round_trips([crop], qualities=[31])] == [0] * len(SCHEDULES)
 
 
-def test_the_command_writes_every_table(codec, ablations, folder, tmp_path, monkeypatch, capsys):
+def test_the_command_writes_every_table(codec, ablations, photos, tmp_path, monkeypatch, capsys):
+    folder = tmp_path / "crops"  # large enough for the indices of `1_9` to take bytes
+    folder.mkdir()
+    save_crops(photos, folder, (144, 144), (144, 120))
     monkeypatch.setattr(hybridflow, "load", lambda *_, **__: codec)
     weights, output = tmp_path / "ablation.safetensors", tmp_path / "out" / "parts.json"
     save_file(ablations.state_dict(), weights)
