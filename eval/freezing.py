@@ -30,9 +30,9 @@ from eval.study import Rows
 from hybridflow.checkpoint import read_weights
 from hybridflow.errors import CheckpointError
 from hybridflow.exact import IntegerContextModel
-from hybridflow.masking import coding_steps
+from hybridflow.masking import step_places
 from hybridflow.model import Coded, HybridFlow
-from hybridflow.probability import INDEX_STEPS, MEAN_STEPS, latent_step_masks
+from hybridflow.probability import MEAN_STEPS, latent_step_masks
 
 POINTS = ((0, "none"), (22, "none"), (41, "none"), (63, "none"), (31, "1_4"), (31, "full"))
 """Quality and schedule of the files."""
@@ -120,12 +120,11 @@ def integers(model: HybridFlow, coded: Sequence[Coded], quality: int) -> Iterato
     latent, prior = model.continuous.exact, model.index_prior.exact
     yield from distributions(latent.hyper_prior, MEAN_STEPS * z, quality)
     yield from distributions(latent, y, quality, latent.features(z, quality)[..., :h, :w])
-    features, steps = prior.features(y, quality), coding_steps(h, w)
+    features, known = prior.features(y, quality), torch.zeros_like(sent)
     yield features
-    for step in range(INDEX_STEPS):
-        wanted = (steps == step).expand_as(sent)
-        logits = prior.logits(features, indices, sent & (steps < step), step, wanted)
-        yield logits.unflatten(0, (len(coded), -1))
+    for step, places in enumerate(step_places(h, w)):
+        yield prior.logits(features, indices, known, step, places)
+        known.flatten(1)[:, places] = sent.flatten(1)[:, places]
 
 
 def distributions(

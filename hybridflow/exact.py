@@ -157,23 +157,25 @@ class IntegerIndexPrior(IntegerNetwork):
         x = activate(self.first(y.clamp(-KNOWN_LIMIT, KNOWN_LIMIT)))
         return self.third(activate(self.second(x)), quality)
 
-    def logits(self, features: Tensor, indices: Tensor, known: Tensor, step: int, wanted: Tensor) -> Tensor:
-        """Logits (N,K) int64, in 1/LOGIT_STEPS nat, of the `wanted` (B,h,w) bool positions, in raster order.
+    def logits(self, features: Tensor, indices: Tensor, known: Tensor, step: int, places: Tensor) -> Tensor:
+        """Logits (B,n,K) int64, in 1/LOGIT_STEPS nat, of some positions, the same of every image.
 
         Args:
             indices: (B,h,w) int64, read only where `known` (B,h,w) bool.
+            places: (n,) int64, counted in raster order.
         """
-        total = features.permute(0, 2, 3, 1)[wanted].T[None]
-        total = total + self.known(self._neighbours(indices, known, wanted)) + self.step[step][:, None]
-        return rescale(self.out(activate(self.hidden(activate(total)))))[0].T
+        total = features.flatten(2).index_select(2, places)
+        total = total + self.known(self._neighbours(indices, known, places)) + self.step[step][:, None]
+        return rescale(self.out(activate(self.hidden(activate(total))))).mT
 
-    def _neighbours(self, indices: Tensor, known: Tensor, wanted: Tensor) -> Tensor:
-        """Embeddings of the known indices around each wanted position: (1, 25 E, N), ordered as in a convolution."""
+    def _neighbours(self, indices: Tensor, known: Tensor, places: Tensor) -> Tensor:
+        """Embeddings of the known indices around each of the places: (B, 25 E, n), ordered as in a convolution."""
         unknown = len(self.embedding)
         embedding = F.pad(self.embedding, (0, 0, 0, 1))
         padded = F.pad(indices.where(known, unknown), 4 * [KNOWN_REACH], value=unknown)
-        around = padded.unfold(1, 2 * KNOWN_REACH + 1, 1).unfold(2, 2 * KNOWN_REACH + 1, 1)[wanted].flatten(1)
-        return embedding[around].transpose(1, 2).flatten(1).T[None]
+        around = padded.unfold(1, 2 * KNOWN_REACH + 1, 1).unfold(2, 2 * KNOWN_REACH + 1, 1)
+        row, column = places // indices.shape[2], places % indices.shape[2]
+        return embedding[around[:, row, column].flatten(2)].mT.flatten(2).mT
 
     def counts(self, logits: Tensor) -> np.ndarray:
         """Logits (N,K) -> tables (N,K) int64 for the coder: exponentials, shared out in integers."""
@@ -226,11 +228,10 @@ class ProbabilityModel:
         return self._index_prior.features(self._batched(y), quality)
 
     def index_step(
-        self, features: Tensor, indices: np.ndarray, known: np.ndarray, step: int, wanted: np.ndarray
+        self, features: Tensor, indices: np.ndarray, known: np.ndarray, step: int, places: np.ndarray
     ) -> np.ndarray:
-        """indices (h,w) int64, read where `known` (h,w) bool -> counts (n,K) int64 of the `wanted` positions, in
-        raster order."""
-        logits = self._index_prior.logits(
-            features, self._batched(indices), self._batched(known), step, self._batched(wanted)
-        )
-        return self._index_prior.counts(logits)
+        """indices (h,w) int64, read where `known` (h,w) bool -> counts (n,K) int64 of the positions `places` (n,)
+        int64, counted in raster order."""
+        arrays = (self._batched(array) for array in (indices, known))
+        logits = self._index_prior.logits(features, *arrays, step, self._batched(places)[0])
+        return self._index_prior.counts(logits[0])

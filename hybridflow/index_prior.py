@@ -38,14 +38,16 @@ class IndexPrior(nn.Module):
             return self.exact.features((y * MEAN_STEPS).round().long(), quality)
         return self.latent(y) + self.quality(quality)[..., None, None]
 
-    def logits(self, features: Tensor, indices: Tensor, known: Tensor, step: int, wanted: Tensor) -> Tensor:
-        """Logits (N,K) of the `wanted` (B,h,w) bool positions, in raster order.
+    def logits(self, features: Tensor, indices: Tensor, known: Tensor, step: int, places: Tensor) -> Tensor:
+        """Logits (B,n,K) of some positions, the same of every image.
 
         Args:
             indices: (B,h,w) int64, read only where `known` (B,h,w) bool.
+            places: (n,) int64, counted in raster order.
         """
         if self.reads_exact:
-            return self.exact.logits(features, indices, known, step, wanted).float() / LOGIT_STEPS
+            return self.exact.logits(features, indices, known, step, places).float() / LOGIT_STEPS
         embedded = self.embedding(indices * known) * known[..., None].to(features.dtype)
         hidden = features + self.known(embedded.permute(0, 3, 1, 2))
-        return self.out(hidden.permute(0, 2, 3, 1)[wanted] + self.step[step])
+        hidden = hidden.flatten(2).index_select(2, places).mT + self.step[step]
+        return self.out(hidden.flatten(0, 1)).unflatten(0, hidden.shape[:2])

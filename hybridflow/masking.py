@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from hybridflow.draws import Draws
+from hybridflow.probability import INDEX_STEPS
 
 SCHEDULES = ("full", "1_4", "1_9", "none", "dynamic")
 UNIFORM_SCHEDULES = SCHEDULES[:4]
@@ -62,6 +63,12 @@ def coding_steps(h: int, w: int, device=None) -> Tensor:
     board = (i // 2 + j // 2) % 2
     diagonal = (i % 2 == 1) & (j % 2 == 1)
     return torch.where(on_lattice, board, torch.where(diagonal, 2, 3))
+
+
+def step_places(h: int, w: int, device=None) -> list[Tensor]:
+    """The positions of each of the `coding_steps`: (n,) int64 each, counted in raster order."""
+    steps = coding_steps(h, w).flatten()
+    return [(steps == step).nonzero()[:, 0].to(device, non_blocking=True) for step in range(INDEX_STEPS)]
 
 
 def random_mask(draws: Draws, h: int, w: int) -> Tensor:

@@ -27,10 +27,10 @@ from hybridflow.exact import ProbabilityModel
 from hybridflow.image_encoder import ImageEncoder
 from hybridflow.index_prior import IndexPrior
 from hybridflow.losses import rate_weight
-from hybridflow.masking import UNIFORM_SCHEDULES, coding_steps, schedule_mask
+from hybridflow.masking import UNIFORM_SCHEDULES, schedule_mask, step_places
 from hybridflow.pixel_decoder import PixelDecoder
 from hybridflow.predictor import Predictor
-from hybridflow.probability import INDEX_STEPS, MEAN_STEPS
+from hybridflow.probability import MEAN_STEPS
 from hybridflow.refinement import refine
 from hybridflow.stream_coding import code_check, code_indices, code_sent, code_y, code_z
 from hybridflow.tiling import decode_tiled, encode_tiled
@@ -221,14 +221,14 @@ class HybridFlow(CompressionModel):
     def index_likelihoods(self, indices: Tensor, sent: Tensor, y_gained: Tensor, quality: Tensor) -> Tensor:
         """Probability (B,h,w) that the index prior gives each sent index; 1 where none is sent."""
         features = self.index_prior.features(y_gained, quality)
-        steps = coding_steps(*indices.shape[1:], indices.device)
-        likelihoods = torch.ones(indices.shape, device=indices.device)
-        for step in range(INDEX_STEPS):
-            wanted = sent & (steps == step)
-            logits = self.index_prior.logits(features, indices, sent & (steps < step), step, wanted)
-            probabilities = logits.float().softmax(1).gather(1, indices[wanted][:, None])[:, 0]
-            likelihoods = likelihoods.masked_scatter(wanted, probabilities)
-        return likelihoods
+        known, likelihoods = torch.zeros_like(sent).flatten(1), torch.ones_like(indices, dtype=torch.float32).flatten(1)
+        for step, places in enumerate(step_places(*indices.shape[1:], indices.device)):
+            logits = self.index_prior.logits(features, indices, known.view_as(sent), step, places)
+            true, coded = (field.flatten(1).index_select(1, places) for field in (indices, sent))
+            probabilities = logits.float().softmax(2).gather(2, true[..., None])[..., 0]
+            likelihoods = likelihoods.index_copy(1, places, probabilities.where(coded, 1))
+            known = known.index_copy(1, places, coded)
+        return likelihoods.view_as(indices)
 
     def forward(
         self, x: Tensor, quality: Tensor | int = 31, sent: Tensor | str = "1_4", decoder: str = "fidelity"

@@ -11,8 +11,8 @@ from hybridflow.container import checksum16
 from hybridflow.entropy import Decoder, Encoder
 from hybridflow.errors import FormatError
 from hybridflow.exact import ProbabilityModel
-from hybridflow.masking import coding_steps, region_grid, region_mask, schedule_mask
-from hybridflow.probability import INDEX_STEPS, MEAN_STEPS, latent_step_masks
+from hybridflow.masking import region_grid, region_mask, schedule_mask, step_places
+from hybridflow.probability import MEAN_STEPS, latent_step_masks
 from hybridflow.region_prior import RegionPrior
 
 Coder = Encoder | Decoder
@@ -145,7 +145,7 @@ def code_indices(
     indices: np.ndarray | None = None,
     salvage: bool = False,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The sent (h,w) bool indices (h,w) int64, step by step (`coding_steps`), each step in raster order.
+    """The sent (h,w) bool indices (h,w) int64, step by step (`step_places`), each step in raster order.
 
     Args:
         y: y^_c (M,h,w) int64 in sixteenths, coded before.
@@ -154,18 +154,16 @@ def code_indices(
     Returns:
         The positions (h,w) bool that are known now, `sent` unless salvaging, and their indices, zero elsewhere.
     """
-    steps = coding_steps(*sent.shape).numpy()
     known, out = np.zeros_like(sent), np.zeros(sent.shape, np.int64)
     if not sent.any():
         return known, out
     features = model.index_features(y, quality)
-    for step in range(INDEX_STEPS):
-        places = np.flatnonzero(sent & (steps == step))
+    for step, places in enumerate(step_places(*sent.shape)):
+        places = places[torch.from_numpy(sent).flatten()[places]].numpy()
         symbols = indices.flat[places] if isinstance(coder, Encoder) else np.zeros(len(places), np.int64)
         for first in range(0, len(places), RUN):
-            run, wanted = slice(first, first + RUN), np.zeros_like(sent)
-            wanted.flat[places[run]] = True
-            counts = model.index_step(features, out, known, step, wanted)
+            run = slice(first, first + RUN)
+            counts = model.index_step(features, out, known, step, places[run])
             if isinstance(coder, Encoder):
                 coder.encode(symbols[run], counts)
                 continue
