@@ -221,7 +221,8 @@ class HybridFlow(CompressionModel):
     def index_likelihoods(self, indices: Tensor, sent: Tensor, y_gained: Tensor, quality: Tensor) -> Tensor:
         """Probability (B,h,w) that the index prior gives each sent index; 1 where none is sent."""
         features = self.index_prior.features(y_gained, quality)
-        known, likelihoods = torch.zeros_like(sent).flatten(1), torch.ones_like(indices, dtype=torch.float32).flatten(1)
+        known = torch.zeros_like(sent).flatten(1)
+        likelihoods = torch.ones(known.shape, device=known.device)
         for step, places in enumerate(step_places(*indices.shape[1:], indices.device)):
             logits = self.index_prior.logits(features, indices, known.view_as(sent), step, places)
             true, coded = (field.flatten(1).index_select(1, places) for field in (indices, sent))
