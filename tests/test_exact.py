@@ -64,8 +64,8 @@ def everything(model, z, y, indices, known):
     latent, prior = model.continuous.exact, model.index_prior.exact
     features = latent.features(z, quality)[..., : y.shape[2], : y.shape[3]]
     logits = prior.logits(prior.features(y, quality), indices, known, 2, PLACES.to(device))
-    given = (*latent.distribution(y, 2, quality, features), logits, torch.from_numpy(prior.counts(logits.flatten(0, 1))))
-    return [t.cpu() for t in given]
+    counts = torch.from_numpy(prior.counts(logits.flatten(0, 1)))
+    return [t.cpu() for t in (*latent.distribution(y, 2, quality, features), logits, counts)]
 
 
 def batch(model, size):
