@@ -30,7 +30,7 @@ from eval.study import Rows
 from hybridflow.checkpoint import read_weights
 from hybridflow.errors import CheckpointError
 from hybridflow.exact import IntegerContextModel
-from hybridflow.masking import step_places
+from hybridflow.masking import coding_steps, step_places
 from hybridflow.model import Coded, HybridFlow
 from hybridflow.probability import MEAN_STEPS, latent_step_masks
 
@@ -120,11 +120,10 @@ def integers(model: HybridFlow, coded: Sequence[Coded], quality: int) -> Iterato
     latent, prior = model.continuous.exact, model.index_prior.exact
     yield from distributions(latent.hyper_prior, MEAN_STEPS * z, quality)
     yield from distributions(latent, y, quality, latent.features(z, quality)[..., :h, :w])
-    features, known = prior.features(y, quality), torch.zeros_like(sent)
+    features, steps = prior.features(y, quality), coding_steps(h, w)
     yield features
     for step, places in enumerate(step_places(h, w)):
-        yield prior.logits(features, indices, known, step, places)
-        known.flatten(1)[:, places] = sent.flatten(1)[:, places]
+        yield prior.logits(features, indices, sent & (steps < step), step, places)
 
 
 def distributions(

@@ -27,7 +27,7 @@ from hybridflow.exact import ProbabilityModel
 from hybridflow.image_encoder import ImageEncoder
 from hybridflow.index_prior import IndexPrior
 from hybridflow.losses import rate_weight
-from hybridflow.masking import UNIFORM_SCHEDULES, schedule_mask, step_places
+from hybridflow.masking import UNIFORM_SCHEDULES, coding_steps, schedule_mask, step_places
 from hybridflow.pixel_decoder import PixelDecoder
 from hybridflow.predictor import Predictor
 from hybridflow.probability import MEAN_STEPS
@@ -221,15 +221,14 @@ class HybridFlow(CompressionModel):
     def index_likelihoods(self, indices: Tensor, sent: Tensor, y_gained: Tensor, quality: Tensor) -> Tensor:
         """Probability (B,h,w) that the index prior gives each sent index; 1 where none is sent."""
         features = self.index_prior.features(y_gained, quality)
-        known = torch.zeros_like(sent).flatten(1)
-        likelihoods = torch.ones(known.shape, device=known.device)
-        for step, places in enumerate(step_places(*indices.shape[1:], indices.device)):
-            logits = self.index_prior.logits(features, indices, known.view_as(sent), step, places)
-            true, coded = (field.flatten(1).index_select(1, places) for field in (indices, sent))
-            probabilities = logits.float().softmax(2).gather(2, true[..., None])[..., 0]
-            likelihoods = likelihoods.index_copy(1, places, probabilities.where(coded, 1))
-            known = known.index_copy(1, places, coded)
-        return likelihoods.view_as(indices)
+        h, w = indices.shape[1:]
+        steps, true = coding_steps(h, w, indices.device), indices.flatten(1)[..., None]
+        likelihoods = torch.ones(true.shape, device=true.device)
+        for step, places in enumerate(step_places(h, w, indices.device)):
+            logits = self.index_prior.logits(features, indices, sent & (steps < step), step, places)
+            probabilities = logits.float().softmax(2).gather(2, true.index_select(1, places))
+            likelihoods = likelihoods.index_copy(1, places, probabilities)
+        return likelihoods.view_as(indices).where(sent, 1)
 
     def forward(
         self, x: Tensor, quality: Tensor | int = 31, sent: Tensor | str = "1_4", decoder: str = "fidelity"
