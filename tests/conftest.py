@@ -109,6 +109,15 @@ def codec(checkpoint_path) -> Codec:
     return Codec(load_release(checkpoint_path)[0], "small")
 
 
+def save_crops(photos: list[Path], folder: Path, *sizes: tuple[int, int]) -> Path:
+    """Make a folder with crops of the first photos, one of each width and height."""
+    folder.mkdir()
+    for photo, (width, height) in zip(photos, sizes):
+        with Image.open(photo) as image:
+            image.crop((300, 200, 300 + width, 200 + height)).save(folder / photo.name)
+    return folder
+
+
 @pytest.fixture(scope="session")
 def photos() -> list[Path]:
     return sorted((Path(__file__).parent / "photos").glob("*.png"))

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from conftest import save_crops
 from PIL import Image
 
 from eval.baselines import Baseline
@@ -34,12 +35,7 @@ class Darker:
 @pytest.fixture
 def folder(photos, tmp_path) -> Path:
     """Crops of two photos."""
-    folder = tmp_path / "pictures"
-    folder.mkdir()
-    for photo in photos[:2]:
-        with Image.open(photo) as image:
-            image.crop((300, 200, 372, 248)).save(folder / photo.name)
-    return folder
+    return save_crops(photos, tmp_path / "pictures", (72, 48), (72, 48))
 
 
 def row(point: str, bpp: float, **figures: float) -> dict[str, str]:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from conftest import save_crops
 from safetensors.torch import save_file
 
 import hybridflow
@@ -20,18 +20,10 @@ from hybridflow.masking import SCHEDULES
 from hybridflow.metrics import psnr
 
 
-def save_crops(photos: list[Path], folder: Path, *sizes: tuple[int, int]) -> Path:
-    """A crop of the first photos, one of each size."""
-    for photo, size in zip(photos, sizes):
-        with Image.open(photo) as image:
-            image.crop((300, 200, 300 + size[0], 200 + size[1])).save(folder / photo.name)
-    return folder
-
-
 @pytest.fixture(scope="module")
 def folder(photos, tmp_path_factory) -> Path:
     """Crops of two photos, the second with sides that are no multiples of 16."""
-    return save_crops(photos, tmp_path_factory.mktemp("crops"), (96, 64), (75, 50))
+    return save_crops(photos, tmp_path_factory.mktemp("parts") / "crops", (96, 64), (75, 50))
 
 
 @pytest.fixture(scope="module")
@@ -117,9 +109,8 @@ def test_a_file_that_gives_back_something_else_is_counted(codec, ablations, fold
 
 
 def test_the_command_writes_every_table(codec, ablations, photos, tmp_path, monkeypatch, capsys):
-    folder = tmp_path / "crops"  # large enough for the indices of `1_9` to take bytes
-    folder.mkdir()
-    save_crops(photos, folder, (144, 144), (144, 120))
+    sizes = (144, 144), (144, 120)  # large enough for the indices of `1_9` to take bytes
+    folder = save_crops(photos, tmp_path / "crops", *sizes)
     monkeypatch.setattr(hybridflow, "load", lambda *_, **__: codec)
     weights, output = tmp_path / "ablation.safetensors", tmp_path / "out" / "parts.json"
     save_file(ablations.state_dict(), weights)

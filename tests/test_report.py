@@ -6,6 +6,7 @@ import subprocess
 from string import ascii_uppercase
 
 import pytest
+from conftest import save_crops
 from PIL import Image
 
 from eval import plot, readme, report
@@ -39,11 +40,7 @@ def results(tmp_path):
 @pytest.fixture
 def page(results, checkpoint_path, photos, tmp_path):
     """A report on two crops."""
-    data = tmp_path / "photos"
-    data.mkdir()
-    for photo in photos[:2]:
-        with Image.open(photo) as image:
-            image.crop((300, 200, 364, 248)).save(data / photo.name)
+    data = save_crops(photos, tmp_path / "photos", (64, 48), (64, 48))
     output = tmp_path / "report.html"
     command = ["--data", str(data), "--results", str(results), "--checkpoint", str(checkpoint_path), "--bpp", "2"]
     assert report.main([*command, "-o", str(output)]) == 0

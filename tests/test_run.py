@@ -6,7 +6,7 @@ import json
 
 import pytest
 import torch
-from PIL import Image
+from conftest import save_crops
 from safetensors.torch import save_file
 
 from eval.run import Point, digest, load_ablations, load_codec, main, spread
@@ -17,12 +17,7 @@ from hybridflow.checkpoint import released
 @pytest.fixture
 def folder(photos, tmp_path):
     """Two small pictures; MS-SSIM has room in the second only."""
-    folder = tmp_path / "pictures"
-    folder.mkdir()
-    for photo, size in zip(photos, ((48, 40), (176, 168))):
-        with Image.open(photo) as image:
-            image.crop((300, 200, 300 + size[0], 200 + size[1])).save(folder / photo.name)
-    return folder
+    return save_crops(photos, tmp_path / "pictures", (48, 40), (176, 168))
 
 
 def test_points_are_parsed():
