@@ -11,6 +11,7 @@ the rates that both have, interpolated in log bpp.
 3. Against the continuous stream alone, trained for what the hybrid is: LPIPS 10 % lower, PSNR at most 0.1 dB lower.
 """
 
+import itertools
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -44,7 +45,11 @@ CLAIMS = (
 
 
 def claim_rows(curves: Sequence[CurveResult]) -> list[list[str]]:
-    """A row under `TITLES` for every checkpoint, claim and rate; none without baselines."""
+    """A row under `TITLES` for every checkpoint, claim and rate; none without baselines.
+
+    Raises:
+        HybridFlowError: a curve lacks a metric.
+    """
     by_key = {curve.key: curve for curve in curves}
     rows = []
     for whole in ours(curves):
@@ -52,6 +57,9 @@ def claim_rows(curves: Sequence[CurveResult]) -> list[list[str]]:
             baseline = by_key.get(whole.key + claim.ending)
             if baseline is None:
                 continue
+            for curve, metric in itertools.product((whole, baseline), ("psnr-rgb", "lpips-alex")):
+                if not curve.points(metric)[0]:
+                    raise HybridFlowError(f"{curve.key} has no {metric}: measure it on images that all have it")
             for bpp in common_rates(whole.results["bpp"], baseline.results["bpp"], RATES):
                 psnr, psnr_theirs = (at_rate(bpp, *curve.points("psnr-rgb")) for curve in (whole, baseline))
                 lpips, lpips_theirs = (at_rate(bpp, *curve.points("lpips-alex")) for curve in (whole, baseline))

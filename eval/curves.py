@@ -1,7 +1,8 @@
 """From curves to measure to their results: a CSV row for every image and point, a JSON in CompressAI's schema a curve.
 
 A run that was stopped goes on where it was: rows that the CSV already holds, of the same image, point and makers, are
-not measured again. Images are measured by worker processes of one thread each.
+not measured again, and points that it holds beside those that are asked for stay in the curve. Images are measured by
+worker processes of one thread each.
 """
 
 import argparse
@@ -10,7 +11,7 @@ import io
 import json
 import math
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from multiprocessing import get_context
@@ -65,7 +66,8 @@ class Curve(Protocol):
         title: shown in figures and tables.
         description: settings and versions.
         points: operating points, as text.
-        made_by: changes with whatever changes results: a measurement by something else is made anew.
+        made_by: weights, settings or versions: a measurement by something else is made anew. Code does not count, so
+            after a change of ours the rows have to go.
     """
 
     name: str
@@ -101,6 +103,12 @@ class Rows:
         """The row of an image's SHA-256 at this point, if it was made by what the curve is made by."""
         row = self.by_key.get((digest, curve.name, point))
         return row if row is not None and row["made_by"] == curve.made_by else None
+
+    def complete(self, digests: Collection[str], curve: Curve) -> list[dict[str, str]]:
+        """The rows of these images at every point that all of them have, made by what the curve is made by."""
+        points = dict.fromkeys(point for _, name, point in self.by_key if name == curve.name)
+        found = ([self.get(digest, curve, point) for digest in digests] for point in points)
+        return [row for rows in found if None not in rows for row in rows]
 
     def add(self, row: dict) -> None:
         texts = {column: str(row.get(column, "")) for column in COLUMNS}
@@ -244,10 +252,9 @@ def run(curves: Sequence[Curve], data: Path, output: Path, csv_name: str, worker
         dataset = describe(images)
         print(dataset, flush=True)
         measure_all(curves, images, rows, workers)
-        digests = {image: sha256(image) for image in images}
+        digests = {sha256(image) for image in images}
         for curve in curves:
-            found = [rows.get(digests[image], curve, point) for point in curve.points for image in images]
-            result = average(found, curve.title, f"{dataset}; {curve.description}")
+            result = average(rows.complete(digests, curve), curve.title, f"{dataset}; {curve.description}")
             (output / f"{curve.name}.json").write_text(json.dumps(result, indent=2, allow_nan=False) + "\n")
             print_table(result)
     return exit_code(len(listed), len(images))

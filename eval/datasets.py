@@ -38,6 +38,11 @@ def known_sums(key: str) -> dict[str, str]:
     return {name: digest for digest, name in map(str.split, lines)}
 
 
+def description_of(key: str) -> str:
+    """What `describe` says of all images of one of `DATA_SETS`."""
+    return f"{DATA_SETS[key]}, {len(known_sums(key))} images, SHA-256 checked"
+
+
 def describe(images: list[Path]) -> str:
     """One line on images: they are called a data set only if all its files are there, each with the right SHA-256."""
     sums = {path.name: sha256(path) for path in images}
@@ -45,7 +50,7 @@ def describe(images: list[Path]) -> str:
     for key, name in DATA_SETS.items():
         known = known_sums(key)
         if sums == known:
-            return f"{name}, {len(images)} images, SHA-256 checked"
+            return description_of(key)
         changed = [image for image in sums if image in known and sums[image] != known[image]]
         if changed:
             return f"{folder}, not {name}'s bytes: {', '.join(changed)}"

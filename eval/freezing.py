@@ -27,7 +27,7 @@ import hybridflow
 from eval import command, study
 from eval.photo import Photo
 from eval.study import Rows
-from hybridflow.checkpoint import read_weights
+from hybridflow.checkpoint import read_weights, refuse_other_model
 from hybridflow.errors import CheckpointError
 from hybridflow.exact import IntegerContextModel
 from hybridflow.masking import coding_steps, step_places
@@ -47,14 +47,18 @@ def floats_of(frozen: HybridFlow, ablations: Path) -> HybridFlow:
         ablations: the checkpoint's ablation file.
 
     Raises:
-        CheckpointError: it holds none of this model's floats.
+        CheckpointError: it holds none of this model's floats, or another's.
     """
+    refuse_other_model(ablations, frozen)
     model = HybridFlow(frozen.preset)
     own = model.state_dict()
     floats = {key: value for key, value in read_weights(ablations)[0].items() if key in own}
     if not floats:
         raise CheckpointError(f"{ablations}: holds no floats of a frozen model: name the file that export wrote")
-    model.load_state_dict(frozen.state_dict() | floats)
+    try:
+        model.load_state_dict(frozen.state_dict() | floats)
+    except RuntimeError:
+        raise CheckpointError(f"{ablations}: is of another preset: name the file that export wrote") from None
     for network in (model.continuous.exact, model.index_prior.exact):
         network.thaw()
     return model.eval()

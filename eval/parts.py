@@ -31,6 +31,7 @@ from eval.equal_rates import at_rate, common_rates
 from eval.photo import Photo, read_ablations
 from eval.study import Rows
 from hybridflow.container import QUALITIES
+from hybridflow.errors import CheckpointError
 from hybridflow.losses import masked_cross_entropy
 from hybridflow.masking import SCHEDULES, UNIFORM_SCHEDULES, schedule_mask
 
@@ -253,7 +254,11 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
 
     codec = hybridflow.load(args.checkpoint, device=args.device)
-    ablations = read_ablations(codec, study.baselines_file(args))
+    baselines = study.baselines_file(args)
+    ablations = read_ablations(codec, baselines)
+    for name in ("codebook_decoder", "blind_predictor"):
+        if getattr(ablations, name) is None:
+            raise CheckpointError(f"{baselines}: holds no {name}: name by --ablations the file that export wrote")
     photos, listed = study.open_photos(args.data, codec, ablations)
     study.publish(args.output, photos, measure_parts(photos, args.qualities), point="{}:{}".format(*USUAL))
     return command.exit_code(listed, len(photos))

@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from hybridflow.ablation import Ablations
-from hybridflow.checkpoint import load_parts
+from hybridflow.checkpoint import load_parts, refuse_other_model
 from hybridflow.codec import Codec
 from hybridflow.container import Header, pack, unpack
 from hybridflow.continuous import Latent
@@ -25,7 +25,12 @@ CHECKS = 6
 
 
 def read_ablations(codec: Codec, weights: Path) -> Ablations:
-    """The baselines beside a codec that a file holds; those that it lacks are None."""
+    """The baselines beside a codec that a file holds; those that it lacks are None.
+
+    Raises:
+        CheckpointError: it cannot be read, or is of another model.
+    """
+    refuse_other_model(weights, codec.model)
     ablations = Ablations(codec.model.preset)
     held = load_parts(weights, ablations)
     for name, _ in list(ablations.named_children()):

@@ -46,7 +46,7 @@ LETTER = {
 LONGEST_LEGEND = 9
 """Curves that one column names."""
 RATES = (0.008, 0.3)
-"""bpp that are shown, at most."""
+"""bpp that are shown, at most, if any curve has such."""
 STYLE = {"font.size": 9, "axes.grid": True, "grid.alpha": 0.3, "svg.hashsalt": "hybridflow", "lines.markersize": 4.5}
 
 CLASSICAL = ("jpeg", "webp", "avif", "jxl", "hevc", "vvc")
@@ -98,9 +98,9 @@ def _draw(panel: Axes, curves: Sequence[CurveResult], metric: str, published: Se
         if metric in curve.results:
             panel.plot(*curve.points(metric), color=colour, marker=marker, label=curve.name)
     low, high = _rates([*curves, *published])
-    shown = [f for line in panel.lines for rate, f in zip(*line.get_data()) if low <= rate <= high]
-    margin = 0.05 * (max(shown) - min(shown)) or 0.05
-    panel.set_ylim(min(shown) - margin, max(shown) + margin)
+    if shown := [f for line in panel.lines for rate, f in zip(*line.get_data()) if low <= rate <= high]:
+        margin = 0.05 * (max(shown) - min(shown)) or 0.05
+        panel.set_ylim(min(shown) - margin, max(shown) + margin)
     panel.set_xscale("log")
     panel.set_xlim(low / 1.1, high * 1.1)
     ticks = [tick for tick in (0.01, 0.02, 0.04, 0.08, 0.15, 0.3) if low / 1.1 <= tick <= high * 1.1]
@@ -117,8 +117,9 @@ def _styled(curves: Sequence[CurveResult]) -> Iterator[tuple[CurveResult, str, s
 
 def _rates(curves: Sequence[CurveResult]) -> tuple[float, float]:
     """The lowest and the highest bpp that are shown."""
-    rates = [rate for curve in curves for rate in curve.results["bpp"] if RATES[0] <= rate <= RATES[1]]
-    return (min(rates), max(rates)) if rates else RATES
+    rates = [rate for curve in curves for rate in curve.results["bpp"]]
+    shown = [rate for rate in rates if RATES[0] <= rate <= RATES[1]] or rates
+    return min(shown), max(shown)
 
 
 def _sources(published: Sequence[CurveResult]) -> str:
@@ -160,7 +161,7 @@ def figures_of(curves: Sequence[CurveResult]) -> dict[str, Figure]:
     """File stem -> figure; ablations only where they were measured, published points only beside Kodak's."""
     whole = ours(curves)
     classical = [curve for key in CLASSICAL for curve in curves if curve.key == key]
-    on_kodak = all(curve.description.startswith("Kodak") for curve in curves)
+    on_kodak = all(curve.on_kodak for curve in curves)
     found = {
         "rate_distortion": rate_distortion([*whole, *classical], published=published_curves() if on_kodak else ()),
         "speed": speed_against_quality([*whole, *classical]),

@@ -7,6 +7,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
+from eval.datasets import description_of
 from hybridflow.errors import HybridFlowError
 
 PUBLISHED = Path(__file__).parent / "anchors" / "kodak_published.csv"
@@ -40,6 +41,11 @@ class CurveResult(NamedTuple):
         """What it was measured on."""
         return self.description.partition(";")[0]
 
+    @property
+    def on_kodak(self) -> bool:
+        """Whether it may be compared with what was published on Kodak."""
+        return self.data == description_of("kodak")
+
     def points(self, metric: str) -> tuple[list[float], list[float]]:
         """bpp and figures of the points that have the metric; both are empty if none has."""
         pairs = zip(self.results["bpp"], self.results.get(metric, []))
@@ -60,13 +66,13 @@ def read_curve(path: Path) -> CurveResult:
 
 
 def read_curves(folder: Path) -> list[CurveResult]:
-    """Every JSON of a folder, by name.
+    """Every JSON of a folder, by key.
 
     Raises:
         FileNotFoundError: there is none.
         HybridFlowError: they were not all measured on the same images.
     """
-    paths = sorted(folder.glob("*.json"))
+    paths = sorted(folder.glob("*.json"), key=lambda path: path.stem)  # a checkpoint before its variants
     if not paths:
         raise FileNotFoundError(f"no results in {folder}: run eval.run and eval.baselines with -o {folder} first")
     curves = [read_curve(path) for path in paths]

@@ -4,11 +4,12 @@
     python -m eval.speed --random base
     python -m eval.speed --threads 1 2 --megapixels 0.1 0.4 1 3 12 --against mbt2018-mean cheng2020-anchor
 
-Times are medians after a warm-up, loading excluded. MACs are those of convolutions, matrix products and attention
-(half the FLOPs that PyTorch counts). The frozen probability networks count with the parts they belong to; what runs
-outside every module, such as the entropy coder and the search for the nearest codeword, is the row `other`. Parts and
-sizes are measured with the first of the numbers of threads. CompressAI's codecs run in the same process, at quality 1,
-with random weights: their networks cost what trained ones do, their entropy coders less, as they have little to code.
+Times of the whole are medians after a warm-up, loading excluded; those of parts and of other sizes are of one call.
+MACs are those of convolutions, matrix products and attention (half the FLOPs that PyTorch counts). The frozen
+probability networks count with the parts they belong to; what runs outside every module, such as the entropy coder and
+the search for the nearest codeword, is the row `other`. Parts and sizes are measured with the first of the numbers of
+threads. CompressAI's codecs run in the same process, at quality 1, with random weights: their networks cost what
+trained ones do, their entropy coders less, as they have little to code.
 """
 
 import json
@@ -274,7 +275,8 @@ def main(argv: list[str] | None = None) -> int:
     result["against"] = []
     if args.against or len(args.threads) > 1:
         result["against"] = against(codec, image, point, args.against, args.threads, args.repeats, args.device)
-    figures = ("encode_seconds", "decode_seconds", "encode_mib", "decode_mib") if len(args.megapixels) > 1 else ()
+    sizes = {row["width"] * row["height"] for row in result["sizes"]}
+    figures = ("encode_seconds", "decode_seconds", "encode_mib", "decode_mib") if len(sizes) > 1 else ()
     known = [figure for figure in figures if all((row[figure] or 0) > 0 for row in result["sizes"])]
     result["growth"] = {figure: growth(result["sizes"], figure) for figure in known}
     print_tables(result)

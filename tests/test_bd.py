@@ -2,6 +2,7 @@
 
 import json
 import math
+from pathlib import Path
 
 import pytest
 
@@ -73,11 +74,20 @@ def test_a_curve_of_one_point_says_so_and_stops_no_other():
 
 
 def test_a_published_codec_is_an_anchor(tmp_path, capsys):
-    results = curve([0.0165, 0.0245, 0.0355], lpips=lambda rate: 0.2 - rate).results
-    (tmp_path / "test.json").write_text(json.dumps({"name": "test", "description": "", "results": results}))
-    assert main(["OneDC", str(tmp_path / "test.json")]) == 0
+    path = str(tmp_path / "test.json")
+
+    def write(description):
+        results = curve([0.0165, 0.0245, 0.0355], lpips=lambda rate: 0.2 - rate).results
+        Path(path).write_text(json.dumps({"name": "test", "description": description, "results": results}))
+
+    write("Kodak, 24 images, SHA-256 checked; model")
+    assert main(["OneDC", path]) == 0
     printed = capsys.readouterr().out
     assert printed.startswith("Against OneDC:") and "lpips-alex" in printed and "psnr-rgb" not in printed
+    write("Kodak-dark, 24 images; model")
+    assert main(["OneDC", path]) == 2
+    assert "test is of Kodak-dark, 24 images: compare published" in capsys.readouterr().err
+    assert main([path, path]) == 0
     with pytest.raises(HybridFlowError, match="TwoDC is neither .* OneDC"):
         find_curve("TwoDC")
 

@@ -7,6 +7,7 @@ import pytest
 from eval.claims import claim_rows, main
 from eval.equal_rates import at_rate, common_rates
 from eval.result_files import CurveResult
+from hybridflow.errors import HybridFlowError
 
 
 def curve(key, rates, psnr, lpips):
@@ -50,6 +51,12 @@ def test_a_claim_holds_or_not(ending, psnr, lpips, holds):
     rows = claim_rows([WHOLE, baseline])
     assert len(rows) == 3 and {row[-1] for row in rows} == {"yes" if holds else "no"}
     assert {row[5] for row in rows} == {f"{psnr:+.2f}"} and {row[8] for row in rows} == {f"{lpips - 1:+.1%}"}
+
+
+def test_a_curve_without_a_metric_is_one_error():
+    baseline = CurveResult("tiny-codebook-only", "", "", {"bpp": [0.01, 0.04], "lpips-alex": [0.5, 0.3]})
+    with pytest.raises(HybridFlowError, match="tiny-codebook-only has no psnr-rgb"):
+        claim_rows([WHOLE, baseline])
 
 
 def test_without_a_baseline_nothing_can_be_claimed(tmp_path, capsys):

@@ -128,6 +128,19 @@ def test_an_unreadable_image_is_named_and_counted(folder, tmp_path, capsys):
     assert result["results"]["point"] == ["1", "2"] and "2 images" in result["description"]
 
 
+def test_points_measured_before_stay_in_the_curve(folder, tmp_path):
+    def points_of(*named):
+        assert run([Darker(points=named)], folder, tmp_path / "out", "rows.csv", workers=1) == 0
+        return json.loads((tmp_path / "out" / "darker.json").read_text())["results"]["point"]
+
+    assert points_of("1", "2") == ["1", "2"]
+    assert points_of("3") == ["1", "2", "3"]
+    Image.new("RGB", (72, 48), "gray").save(folder / "new.png")
+    assert points_of("2") == ["2"]  # the others lack an image
+    assert run([Darker(points=("1",), made_by="second")], folder, tmp_path / "out", "rows.csv", workers=1) == 0
+    assert points_of("3") == ["3"]
+
+
 def test_identical_pictures_leave_no_infinity_behind(folder, tmp_path):
     assert run([Darker(points=("99",))], folder, tmp_path, "rows.csv", workers=1) == 0
     text = (tmp_path / "darker.json").read_text()

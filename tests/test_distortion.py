@@ -13,6 +13,7 @@ from PIL import Image
 
 from eval import vgg
 from eval.distortion import distortions, remembering, vgg_metrics
+from hybridflow.errors import HybridFlowError
 from hybridflow.image_io import image_to_tensor, read_image
 
 EXAMPLES = Path(__file__).parent / "lpips_examples"
@@ -78,6 +79,14 @@ def test_grid_peaks_are_the_decoded_images_in_decibels(reference):
     chessboard = 96 + 64 * ((rows // 8 + columns // 8) % 2) + noise
     decoded = Image.fromarray(chessboard.astype(np.uint8)).convert("RGB")
     assert distortions(decoded, reference)["grid-peaks"] < 1 < distortions(reference, decoded)["grid-peaks"]
+
+
+def test_a_damaged_file_of_vgg_is_one_error(monkeypatch, tmp_path):
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    vgg.fetched_path().parent.mkdir()
+    vgg.fetched_path().write_bytes(b"cut")
+    with pytest.raises(HybridFlowError, match="is damaged: delete it"):
+        vgg.load_features()
 
 
 def test_another_archive_is_refused():

@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from conftest import SMALL, random_model
 from eval.freezing import POINTS, batch_alike, bytes_at_points, floats_of, integers, main, reads_alike, threads
@@ -12,13 +13,14 @@ from eval.photo import Photo
 from hybridflow.ablation import Ablations
 from hybridflow.checkpoint import load_release, save_ablation, save_release
 from hybridflow.codec import Codec
+from hybridflow.errors import CheckpointError
 
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
     """A release, and its ablation file."""
     folder = tmp_path_factory.mktemp("frozen")
-    model = random_model(0)
+    model = random_model(0).half().float()  # as it will be loaded
     save_release(folder / "small.safetensors", model, {})
     save_ablation(folder / "small-ablation.safetensors", model, Ablations(SMALL), ["codebook_decoder"])
     return folder / "small.safetensors", folder / "small-ablation.safetensors"
@@ -81,6 +83,16 @@ def test_the_command_writes_both_tables(files, folder, tmp_path, capsys):
     assert [row["point"] for row in tables["bytes"]] == [f"{quality}:{schedule}" for quality, schedule in POINTS]
     assert all(row["same"] == row["images"] == 3 for row in tables["readings"])
     assert "| 2 threads | 3 | 3 |" in capsys.readouterr().out
+
+
+def test_floats_of_another_model_are_refused(files, crops, tmp_path):
+    floats = load_file(files[1])
+    foreign, smaller = tmp_path / "foreign.safetensors", tmp_path / "smaller.safetensors"
+    save_file(floats, foreign, {"model_id": "000000"})
+    save_file({key: value[:1].clone() for key, value in floats.items() if value.dim()}, smaller)
+    for path, words in ((foreign, "is for model 000000"), (smaller, "another preset")):
+        with pytest.raises(CheckpointError, match=words):
+            floats_of(crops[0].model, path)
 
 
 def test_a_file_without_floats_is_one_error(files, folder, tmp_path, capsys):

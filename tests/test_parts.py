@@ -98,6 +98,7 @@ def test_round_trips_are_intact_and_cheap(crops):
     assert [row["schedule"] for row in rows] == list(SCHEDULES)
     assert all(row["intact"] == len(crops) for row in rows)
     assert all(7 < row["overhead"] <= 17 for row in rows)
+    assert all(row["estimate_right"] == len(crops) for row in rows)
     assert [row["region_bytes"] > 0 for row in rows] == [schedule == "dynamic" for schedule in SCHEDULES]
 
 
@@ -126,6 +127,20 @@ def test_the_command_writes_every_table(codec, ablations, photos, tmp_path, monk
     assert decoders["both streams"]["bytes"] == decoders["uncorrected"]["bytes"]
     assert decoders["both streams"]["lpips"] != decoders["uncorrected"]["lpips"]
     assert all(row["in_order"] == row["images"] == 2 for row in result["tables"]["order of bytes"])
+
+
+def test_baselines_of_another_model_or_without_a_part_are_refused(
+    codec, ablations, folder, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(hybridflow, "load", lambda *_, **__: codec)
+    weights, output = tmp_path / "ablation.safetensors", tmp_path / "parts.json"
+    command = ["--data", str(folder), "--ablations", str(weights), "-o", str(output)]
+    whole = ablations.state_dict()
+    save_file(whole, weights, {"model_id": "000000"})
+    assert main(command) == 2 and "is for model 000000" in capsys.readouterr().err
+    save_file({key: value for key, value in whole.items() if not key.startswith("blind_predictor")}, weights)
+    assert main(command) == 2 and "holds no blind_predictor" in capsys.readouterr().err
+    assert not output.exists()
 
 
 def test_missing_baselines_are_one_line_of_error(codec, folder, tmp_path, monkeypatch, capsys):

@@ -10,13 +10,17 @@ from conftest import save_crops
 from PIL import Image
 
 from eval import plot, readme, report
+from eval.datasets import description_of
 from eval.result_files import METRICS, PUBLISHED_COLUMNS, published_curves, read_curves
 from hybridflow.errors import HybridFlowError
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
-def write_curve(folder, key: str, offset: float, description: str = "Kodak, 24 images") -> None:
+KODAK = description_of("kodak")
+
+
+def write_curve(folder, key: str, offset: float, description: str = KODAK) -> None:
     results = {
         "point": ["0", "1", "2"],
         "bpp": [0.01, 0.03, 0.09],
@@ -76,19 +80,29 @@ def test_the_same_figure_is_the_same_bytes(results):
     assert first == second
 
 
-def test_published_points_stay_away_from_other_data_sets(results):
+@pytest.mark.parametrize("data", ["photos, 3 images", "Kodak-dark, 24 images", "Kodak, 2 images, not Kodak's bytes: a"])
+def test_published_points_stay_away_from_other_data_sets(results, data):
     for path in results.iterdir():
-        write_curve(results, path.stem, 0, "photos, 3 images; model")
+        write_curve(results, path.stem, 0, f"{data}; model")
     lines = plot.figures_of(read_curves(results))["rate_distortion"].axes[0].lines
     assert all(line.get_linestyle() == "-" for line in lines)
 
 
 def test_results_of_two_data_sets_are_not_compared(results):
-    write_curve(results, "jpeg", 0, "Kodak, 24 images; quality")
+    write_curve(results, "jpeg", 0, f"{KODAK}; quality")
     assert len(read_curves(results)) == 4
     write_curve(results, "vvc", 0, "photos, 3 images; qp")
-    with pytest.raises(HybridFlowError, match="tiny is of Kodak, 24 images, vvc of photos, 3 images"):
+    with pytest.raises(HybridFlowError, match=f"{KODAK}, vvc of photos, 3 images"):
         read_curves(results)
+
+
+def test_rates_beyond_the_usual_are_shown_where_there_are_no_others(tmp_path):
+    write_curve(tmp_path, "tiny", 0, "icons, 3 images")
+    content = json.loads((tmp_path / "tiny.json").read_text())
+    content["results"]["bpp"] = [0.8, 1.2, 2.5]
+    (tmp_path / "tiny.json").write_text(json.dumps(content))
+    for panel in plot.figures_of(read_curves(tmp_path))["rate_distortion"].axes[:2]:
+        assert panel.get_xlim()[0] < 0.8 and panel.get_xlim()[1] > 2.5
 
 
 def test_no_two_lines_look_alike(results):
@@ -98,6 +112,12 @@ def test_no_two_lines_look_alike(results):
         for panel in figure.axes:
             ours = [line for line in panel.lines if line.get_linestyle() != "--"]
             assert len({(line.get_color(), line.get_marker()) for line in ours}) == len(ours)
+
+
+def test_a_checkpoint_comes_before_its_variants(results):
+    write_curve(results, "tiny-effort-30", 0)
+    keys = [curve.key for curve in read_curves(results)]
+    assert keys == ["jpeg", "tiny", "tiny-codebook-only", "tiny-effort-30", "vvc"]
 
 
 def test_the_published_points_are_read():
