@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from hybridflow.entropy import PRECISION
 from hybridflow.errors import CheckpointError
 from hybridflow.model import HybridFlow, Preset
 from hybridflow.saving import refuse_overwrite, replace_atomically
@@ -130,7 +131,7 @@ def load_parts(path: str | Path, *owners: nn.Module) -> set[str]:
 
 def split_parts(weights: str | Path, out: Path, names: Iterable[str], force: bool = False) -> list[Path]:
     """Write the named parts of a run's weights to `out`, a half-precision file each, and return their paths. Of a part
-    larger than `LARGEST_PART` each of its own parts gets a file.
+    larger than `LARGEST_PART` each of its own parts and tensors gets a file.
 
     Raises:
         CheckpointError: a part is not there.
@@ -150,7 +151,7 @@ def split_parts(weights: str | Path, out: Path, names: Iterable[str], force: boo
         for file in files:
             path = out / f"{file}.safetensors"
             refuse_overwrite(path, force=force)
-            contents[path] = {key: value for key, value in part.items() if key.startswith(file + ".")}
+            contents[path] = {key: value for key, value in part.items() if f"{key}.".startswith(f"{file}.")}
     for path, content in contents.items():
         save_half(path, content)
     return list(contents)
@@ -265,9 +266,13 @@ def load_release(path: str | Path) -> tuple[HybridFlow, dict[str, str]]:
         model = HybridFlow(preset)
         own = {key: value for key, value in model.state_dict().items() if not released(key)}
         model.load_state_dict(own | weights)
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
         reason = shorten(str(error), 200)
         raise CheckpointError(f"{path}: not a HybridFlow release ({reason}): name one that export wrote") from None
+    counts = model.continuous.scale_counts
+    sound = counts.min() >= 1 and (counts.sum(-1) == 2**PRECISION).all()
+    if not (sound and model.continuous.exact.frozen and model.index_prior.exact.frozen):
+        raise CheckpointError(f"{path}: holds no frozen networks or no tables of the coder: name one that export wrote")
     return model, metadata
 
 

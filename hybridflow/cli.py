@@ -202,7 +202,7 @@ def _plan(args: argparse.Namespace, suffix: str, fits: Callable[[Path], bool]) -
         targets = [str(Path(args.output) / Path(source).with_suffix(suffix).name) for source in sources]
     else:
         targets = [args.output]
-    target, times = Counter(targets).most_common(1)[0]
+    target, times = Counter(map(os.path.realpath, targets)).most_common(1)[0]
     if times > 1:
         raise HybridFlowError(f"{times} inputs would all become {target}: convert them one by one with -o")
     return list(zip(sources, targets))

@@ -12,7 +12,7 @@ from PIL import Image
 
 from hybridflow.checkpoint import load_perceptual, load_release, model_id, read_metadata
 from hybridflow.container import QUALITIES, Header, pack, unpack
-from hybridflow.errors import FormatError, HybridFlowError, ModelMismatchError
+from hybridflow.errors import CheckpointError, FormatError, HybridFlowError, ModelMismatchError
 from hybridflow.image_io import image_to_tensor, read_file, read_image, tensor_to_image
 from hybridflow.masking import SCHEDULES
 from hybridflow.model import Analysed, HybridFlow
@@ -55,7 +55,18 @@ def load(name: str | Path = DEFAULT, device: str = "cpu", decoder: str = "fideli
     model, metadata = load_release(path)
     if decoder == "perceptual":
         load_perceptual(perceptual_file(path), model)
-    return Codec(model.to(device), path.stem, json.loads(metadata.get("operating_points", "null")), decoder)
+    return Codec(model.to(device), path.stem, _operating_points(path, metadata), decoder)
+
+
+def _operating_points(path: Path, metadata: dict[str, str]) -> list[tuple[int, str]] | None:
+    """Those that `export` wrote to a release's metadata, None if it has none; CheckpointError if they are none."""
+    try:
+        points = json.loads(metadata.get("operating_points", "null"))
+        if points is None or points and all(q in range(QUALITIES) and s in SCHEDULES for q, s in points):
+            return points
+    except (TypeError, ValueError):
+        pass
+    raise CheckpointError(f"{path}: its operating points are no pairs of quality and schedule: export it anew")
 
 
 class Codec:

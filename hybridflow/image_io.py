@@ -63,7 +63,7 @@ def encode_image(image: Image.Image, suffix: str = ".png") -> bytes:
     file_format, buffer = writable_format(suffix), io.BytesIO()
     try:
         image.save(buffer, file_format, quality=95)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # sides that a format cannot hold make Pillow's plugins raise almost anything
         raise ImageError(f"{suffix} cannot hold the picture ({error}): choose a name that ends in .png") from None
     return buffer.getvalue()
 
@@ -120,7 +120,7 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
         warnings.warn(f"{name} has more than one frame: {taken} is taken", stacklevel=4)
     image.load()
     profile = image.info.get("icc_profile")
-    image = ImageOps.exif_transpose(image)
+    image = _upright(image, name)
     if image.mode.startswith("I") or image.mode == "F":
         image, alpha = _deep_to_grey(image, name)
     else:
@@ -133,6 +133,15 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
         image = Image.composite(image, Image.new("RGB", image.size, "white"), alpha)
     image.info.clear()  # a profile or orientation that is applied must not be written again
     return image
+
+
+def _upright(image: Image.Image, name: str) -> Image.Image:
+    """The image turned as its EXIF data say, or as it was (with a warning) if they cannot be read."""
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # damaged ones make Pillow raise almost anything
+        warnings.warn(f"{name} has EXIF data that cannot be read: it is not turned", stacklevel=5)
+        return image
 
 
 def _refuse_size(width: int, height: int, name: str) -> None:

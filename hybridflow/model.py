@@ -243,7 +243,7 @@ class HybridFlow(CompressionModel):
 
         Returns:
             `x_hat` (B,3,H,W); `likelihoods` of "y", "z" and "indices"; `indices` (B,h,w); `sent` (B,h,w);
-            `index_logits` (B,1024,h,w) of the predictor.
+            `index_logits` (B,K,h,w) of the predictor.
         """
         batch = len(x)
         if isinstance(quality, int):
@@ -266,9 +266,10 @@ class HybridFlow(CompressionModel):
         }
 
     def update(self, scale_table: None = None, force: bool = False, update_quantiles: bool = False) -> bool:
-        """Bake the tables that the coder reads; needed once after training or loading weights without tables.
+        """Bake Gaussian tables for the coder, in a model that has none; `hybridflow.training.freeze` fits better ones.
 
-        The arguments are CompressAI's; tables that are baked already are left alone unless `force`.
+        The arguments are CompressAI's; tables that are there are left alone unless `force`, which changes the model id:
+        files of before are then another model's.
 
         Returns:
             Whether tables were baked.

@@ -22,6 +22,7 @@ RUN = 4096
 made."""
 
 _CUT = "the continuous stream is damaged or cut short: get the file again from its source"
+_SHORT = "the stream ends before its indices do: encode the image again"
 
 
 def _signed(coder: Coder, values: np.ndarray | None, n: int, counts: np.ndarray) -> np.ndarray:
@@ -153,6 +154,9 @@ def code_indices(
 
     Returns:
         The positions (h,w) bool that are known now, `sent` unless salvaging, and their indices, zero elsewhere.
+
+    Raises:
+        FormatError: the stream ends long before its indices do, and is not to be salvaged.
     """
     known, out = np.zeros_like(sent), np.zeros(sent.shape, np.int64)
     if not sent.any():
@@ -169,6 +173,8 @@ def code_indices(
                 continue
             try:
                 symbols[run] = coder.decode(len(counts), counts)
+                if coder.overrun:
+                    raise FormatError(_SHORT)
             except FormatError:  # what a cut leaves may say anything, even what cannot be
                 if not salvage:
                     raise

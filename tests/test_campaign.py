@@ -112,6 +112,12 @@ def test_a_preset_or_folder_that_does_not_fit_is_refused(tmp_path):
         Campaign("tiny", tmp_path / "out", None, None)
 
 
+@pytest.mark.parametrize("setting", ["max_minutes=5", "max_steps=null"])
+def test_a_clock_that_it_would_not_heed_is_refused(two_splits, tmp_path, setting):
+    with pytest.raises(TrainingError, match="--total-minutes"):
+        Campaign("tiny", tmp_path / "out", None, None).train(two_splits, 1, "cpu", [*QUICK, setting])
+
+
 def test_parts_that_were_copied_halfway_are_copied_again(two_splits, tmp_path, monkeypatch):
     out, parts = tmp_path / "out", tmp_path / "parts"
     parts.mkdir()

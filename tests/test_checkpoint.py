@@ -178,6 +178,18 @@ def test_no_file_of_a_part_of_base_is_too_large(tmp_path):
         torch.testing.assert_close(value, model.perceptual.state_dict()[key].half().float())
 
 
+def test_a_large_part_is_split_into_all_of_its_tensors(monkeypatch, tmp_path):
+    monkeypatch.setattr("hybridflow.checkpoint.LARGEST_PART", 1000)
+    source, target = random_model(0), random_model(1)
+    save_file(source.state_dict(), tmp_path / "weights.safetensors")
+    split_parts(tmp_path / "weights.safetensors", tmp_path / "parts", ["continuous", "predictor"])
+    load_parts(tmp_path / "parts", target)
+    for name in ("continuous", "predictor"):
+        for key, value in getattr(source, name).state_dict().items():
+            expected = value.half().float() if value.is_floating_point() and not key.endswith("bound") else value
+            assert torch.equal(getattr(target, name).state_dict()[key], expected), key
+
+
 def test_parts_of_a_run_are_split_and_loaded_from_their_folder(tmp_path):
     source, target = random_model(0), random_model(1)
     source.codebook.average_sum.mul_(1e6)  # as of a large batch: more than half precision holds

@@ -322,6 +322,9 @@ def test_two_inputs_of_one_output(run, tmp_path, capsys):
         picture().save(tmp_path / name)
     assert run("encode", tmp_path) == 1
     assert "photo.hf" in the_error(capsys) and names(tmp_path) == ["photo.png", "photo.webp"]
+    (tmp_path / "folder").mkdir()
+    assert run("encode", tmp_path / "photo.png", tmp_path / "folder" / ".." / "photo.webp") == 1
+    assert "photo.hf" in the_error(capsys) and names(tmp_path) == ["folder", "photo.png", "photo.webp"]
 
 
 def test_an_empty_folder(run, tmp_path, capsys):

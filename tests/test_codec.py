@@ -7,10 +7,12 @@ import pytest
 import torch
 from conftest import SMALL
 from PIL import Image
+from safetensors.torch import save_file
 
 import hybridflow
-from hybridflow.checkpoint import load_release, model_id
+from hybridflow.checkpoint import load_release, model_id, read_weights
 from hybridflow.codec import Codec, available, shipped_id
+from hybridflow.container import pack, unpack
 from hybridflow.errors import CheckpointError, FormatError, HybridFlowError, ModelMismatchError
 from hybridflow.image_io import tensor_to_image
 from hybridflow.masking import SCHEDULES
@@ -237,6 +239,20 @@ def test_damage_and_cuts_are_errors_of_one_line(codec, picture):
             assert "\n" not in str(error.value)
 
 
+def test_a_file_without_the_indices_that_it_promises_is_damaged(codec, picture):
+    """Its checks are right, so that only the stream's end can tell."""
+    data = codec.encode(picture, schedule="full")
+    header, stream = unpack(data)
+    sections = codec.info(data)["sections"]
+    kept = int(sections["z"] + sections["y"] + sections["check"]) + 6
+    assert len(stream) - kept > 20
+    short = pack(header, stream[:kept])
+    for read in (codec.decode, codec.info):
+        with pytest.raises(FormatError, match="ends before its indices"):
+            read(short)
+    assert codec.decode(short, preview=True).size == codec.decode(short[:-4], salvage=True).size == picture.size
+
+
 def test_preview_needs_only_the_continuous_stream(codec, picture):
     data = codec.encode(picture, schedule="full")
     sections = codec.info(data)["sections"]
@@ -270,6 +286,31 @@ def test_load_takes_paths_and_names_what_is_there(checkpoint_path, picture):
     with pytest.raises(CheckpointError, match="no preset 'absent' is shipped: choose base or tiny"):
         hybridflow.load("absent")
     assert not {name for name in hybridflow.available() if name.endswith(("ablation", "perceptual", "features"))}
+
+
+@pytest.mark.parametrize(
+    "metadata, zeroed, words",
+    [
+        ({"operating_points": "nonsense"}, None, "operating points"),
+        ({"operating_points": "7"}, None, "operating points"),
+        ({"operating_points": "[]"}, None, "operating points"),
+        ({"operating_points": '[[64, "none"]]'}, None, "operating points"),
+        ({"operating_points": '[[5, "most"]]'}, None, "operating points"),
+        ({"preset": "[]"}, None, "not a HybridFlow release"),
+        ({}, "continuous.scale_counts", "no tables"),
+        ({}, "index_prior.exact.out.multiplier", "no frozen networks"),
+    ],
+)
+def test_a_release_that_is_wrong_inside_is_refused_when_it_is_loaded(
+    checkpoint_path, tmp_path, metadata, zeroed, words
+):
+    weights, own = read_weights(checkpoint_path)
+    if zeroed:
+        weights[zeroed] = torch.zeros_like(weights[zeroed])
+    save_file(weights, tmp_path / "wrong.safetensors", own | metadata)
+    with pytest.raises(CheckpointError, match=words) as error:
+        hybridflow.load(tmp_path / "wrong.safetensors")
+    assert "\n" not in str(error.value)
 
 
 def test_files_are_read_by_path_too(codec, picture, tmp_path):

@@ -84,6 +84,15 @@ def test_a_perceptual_decoder_goes_with_the_bits_that_it_decodes(every_part, two
     hybridflow.load(out / "tiny.safetensors")
 
 
+def test_a_perceptual_decoder_of_another_model_stays_without_force(every_part, two_splits, tmp_path, capsys):
+    out = tmp_path / "out"
+    out.mkdir()
+    save_file({"perceptual.weight": torch.zeros(1)}, out / "tiny-perceptual.safetensors", {"model_id": "000000"})
+    assert main(["export", str(every_part), "--data", str(two_splits), "--out", str(out)]) == 1
+    assert "--force" in capsys.readouterr().err
+    assert [path.name for path in out.iterdir()] == ["tiny-perceptual.safetensors"]
+
+
 @pytest.mark.parametrize("command", ["export", "freeze", "split"])
 def test_nothing_is_replaced_without_force(command, every_part, two_splits, tmp_path, capsys):
     out = tmp_path / "frozen.safetensors" if command == "freeze" else tmp_path / "out"

@@ -124,6 +124,13 @@ def test_an_unusable_profile_is_said_and_left_out(mode, profile):
     assert np.abs(np.subtract(image.getpixel((0, 0)), GREY)).max() <= 2
 
 
+@pytest.mark.parametrize("file_format", ["PNG", "WEBP"])
+def test_damaged_exif_is_said_and_the_picture_is_read(photo, file_format):
+    data = file_bytes(photo, file_format, exif=b"Exif\0\0garbagegarbage", lossless=True)
+    with pytest.warns(UserWarning, match="EXIF"):
+        assert read_image(data) == photo
+
+
 def test_transparency_is_laid_over_white_and_said(photo):
     see_through = photo.convert("RGBA")
     see_through.putalpha(Image.linear_gradient("L").resize(photo.size))
@@ -237,5 +244,8 @@ def test_images_are_written_in_the_format_of_their_name(photo, tmp_path):
     for name in ("a", "a.xyz", "a.ico", "a.blp"):  # the last two: icons are scaled, and what holds palettes alone
         with pytest.raises(ImageError, match=".png"):
             write_image(photo, tmp_path / name)
+    for name in ("a.tga", "a.gif", "a.sgi", "a.avif"):
+        with pytest.raises(ImageError, match=".png"):
+            write_image(Image.new("RGB", (70_000, 1)), tmp_path / name)
     assert sorted(os.listdir(tmp_path)) == ["a.JPG", "a.png"]
     assert read_image(encode_image(photo)) == photo

@@ -1,6 +1,7 @@
 """Training: every stage moves exactly its parts, learns, and goes on after a kill as if nothing had happened."""
 
 import dataclasses
+import gc
 import io
 import json
 import multiprocessing
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import tarfile
 import warnings
+import weakref
 from dataclasses import replace
 from importlib import resources
 
@@ -339,6 +341,20 @@ def test_using_a_model_takes_nothing_that_only_training_needs():
     assert "torch" in modules and not modules & {"accelerate", "tensorboard", "timm", "webdataset", "hybridflow.training"}
 
 
+def test_channels_are_woken_in_a_new_codec_alone(photo_set, init):
+    def woken(loaded):
+        stage = STAGES["continuous"](model := random_model(0), Ablations(SMALL), CONFIG, photo_set)
+        last = model.continuous.analysis.net[-1]
+        with torch.no_grad():
+            model.codebook_encoder.net[-1].weight.mul_(1e-4)
+            last.weight.mul_(1e-4)
+            before = last.weight.clone()
+        stage.begin(loaded)
+        return last.weight.norm() > 10 * before.norm()
+
+    assert woken({"codebook_encoder"}) and not woken({"codebook_encoder", "continuous"})
+
+
 def test_lambda_starts_relaxed(photo_set):
     stage = STAGES["continuous"](random_model(0), Ablations(SMALL), CONFIG, photo_set)
     quality = torch.tensor([0, 63])
@@ -368,6 +384,8 @@ def test_settings_are_typed_and_unknown_ones_named(folder, tmp_path, capsys):
         with pytest.raises(TrainingError, match=setting.partition("=")[0]) as caught:
             load_config("joint", "tiny", [setting])
         assert "\n" not in str(caught.value)
+    with pytest.raises(TrainingError, match="patience wants an integer or null"):
+        load_config("joint", "tiny", ["patience=2.5"])
     arguments = ["train", "tokenizer", "--data", str(folder), "--out", str(tmp_path / "run"), "--set", "bacth=4"]
     assert main(arguments) != 0
     assert "bacth" in capsys.readouterr().err and not (tmp_path / "run").exists()
@@ -445,6 +463,14 @@ def test_broken_images_are_named_and_small_ones_left_out(crops, tmp_path):
     assert all(name in str(caught[0].message) for name in broken)
 
 
+def test_a_folder_may_hold_what_cannot_be_read(crops, tmp_path):
+    crops[0].save(tmp_path / "1.png")
+    (tmp_path / "2.png").mkdir()
+    (tmp_path / "3.png").symlink_to(tmp_path / "gone.png")
+    with pytest.warns(UserWarning, match="skipped 1 broken images: 3.png"):
+        assert len(PhotoSet(tmp_path, "train").photos) == 1
+
+
 def test_what_lies_beside_the_photos_is_left_alone(crops, tmp_path):
     files = {"a.png": encoded(crops[0]), "a.json": b"{}", "._a.png": b"of a Mac", "b.pdf": b"%PDF"}
     write_shard(tmp_path / "s.tar", files)
@@ -508,7 +534,7 @@ def test_photos_are_streamed_from_shards(crops, tmp_path):
     stream = StreamedPhotos(tmp_path, min_side=64, workers=0, shuffled=4)
     with pytest.warns(UserWarning, match="0007.png"):
         batches = [stream.crops(64, Draws(0, step, torch.arange(8))) for step in range(8)]
-    assert stream.broken > 0 and all(batch.shape == (8, 3, 64, 64) for batch in batches)
+    assert all(batch.shape == (8, 3, 64, 64) for batch in batches)
     with pytest.raises(TrainingError, match="no whole photo"):
         StreamedPhotos(tmp_path, min_side=1000, workers=0).crops(64, Draws(0, 0, torch.arange(1)))
     (tmp_path / "empty").mkdir()
@@ -518,6 +544,22 @@ def test_photos_are_streamed_from_shards(crops, tmp_path):
     (tmp_path / "empty" / "damaged.tar").write_bytes(b"no shard")
     with pytest.raises(TrainingError, match="no shard holds a photo"):
         StreamedPhotos(tmp_path / "empty", workers=0)
+
+
+def test_every_photo_of_a_shard_is_streamed_and_its_workers_end_with_it(tmp_path):
+    """Dots in names are no suffix, and a damaged shard gives what lies before the damage."""
+    greys = {f"2024.05.{number:02}.png": Image.new("RGB", (64, 64), (number,) * 3) for number in range(1, 9)}
+    write_shard(tmp_path / "shard.tar", {name: encoded(image) for name, image in greys.items()})
+    (tmp_path / "damaged.tar").write_bytes(b"no shard")
+    with pytest.warns(UserWarning, match="damaged.tar is damaged"):
+        stream = StreamedPhotos(tmp_path, workers=0, shuffled=1)
+        batch = stream.crops(64, Draws(0, 0, torch.arange(64)))
+    assert set((255 * batch[:, 0, 0, 0]).round().int().tolist()) == set(range(1, 9))
+    photos = weakref.ref(stream._photos)
+    gc.disable()
+    del stream
+    gc.enable()
+    assert photos() is None
 
 
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])

@@ -63,11 +63,14 @@ class Campaign:
         Args:
             data: folder of images or tar shards.
             device: "cpu" or "cuda".
-            settings: "key=value" strings that go over every stage's configuration.
+            settings: "key=value" strings that go over every stage's configuration, its clock excepted.
 
         Raises:
             TrainingError: a setting or the data is wrong.
         """
+        for clock in ("max_minutes", "max_steps"):
+            if any(setting.partition("=")[0] == clock for setting in settings):
+                raise TrainingError(f"a campaign sets {clock} itself: choose its minutes by --minutes, --total-minutes")
         end = time.monotonic() + 60 * minutes
         accelerator = start_processes(device)
         if self.init is not None and accelerator.is_main_process:

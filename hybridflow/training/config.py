@@ -50,7 +50,8 @@ class TrainConfig:
         transpose: share of the crops that are transposed; half of all are mirrored in any case.
         downscale: half of the crops are down-scaled at random by up to this factor.
         jitter: brightness, contrast and saturation change by up to this share.
-        streaming: read tar shards again and again instead of holding every photo in memory.
+        streaming: read tar shards again and again instead of holding every photo in memory; large photos are then drawn
+            no more often than others.
         validate_minutes, validation_crops: between two validations, and how many crops of held-out photos they see.
         patience: stop after so many validations without a better one; none if null.
         save_minutes: between two saves of the full state.
@@ -154,7 +155,8 @@ def _check(field: dataclasses.Field, value: Any) -> None:
     kind, bounds = field.type, field.metadata
     accepted = kind | int if kind in _REAL else kind
     if not isinstance(value, accepted) or isinstance(value, bool) != (kind is bool):
-        name = {bool: "true or false", int: "an integer", float: "a number"}.get(kind, "a number or null")
+        names = {bool: "true or false", int: "an integer", float: "a number", int | None: "an integer or null"}
+        name = names.get(kind, "a number or null")
         raise TrainingError(f"{field.name} wants {name}, got {value!r}")
     if value is None or kind is bool:
         return

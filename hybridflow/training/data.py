@@ -41,8 +41,16 @@ def _files(folder: Path, split: str) -> Iterator[tuple[str, bytes]]:
     for path in sorted(folder.iterdir()):
         if path.suffix == ".tar":
             yield from files_of_shard(path, split)
-        elif _wanted(path.name, split):
-            yield path.name, path.read_bytes()
+        elif _wanted(path.name, split) and not path.is_dir():
+            yield path.name, _bytes_or_none(path)
+
+
+def _bytes_or_none(path: Path) -> bytes:
+    """A file's bytes, none if it cannot be read: then it counts as a broken image."""
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b""
 
 
 def files_of_shard(path: Path, split: str) -> Iterator[tuple[str, bytes]]:

@@ -158,11 +158,6 @@ class Stage(nn.Module):
         """Whether validations from now on can be compared with each other."""
         return True
 
-    def revive(self) -> None:
-        """Wake the silent channels of y_c, judged on a few crops, if the rate is relaxed enough to keep them awake."""
-        if self.config.relaxed_rate < 1:
-            revive_latents(self.model, self.ablations, self.extra_crops(16).cpu())
-
     def extra_crops(self, count: int, last: int = 0) -> Tensor:
         """Crops (count,3,crop,crop) in [0,1] of sample numbers that end before -last: of none that is trained on."""
         samples = torch.arange(-last - count, -last, device=self.photos.device)
@@ -237,12 +232,14 @@ class Continuous(Stage):
         return self.ablations.light_synthesis
 
     def begin(self, loaded: set[str]) -> None:
-        """Parts that were loaded are gone on with."""
-        if "continuous" not in loaded:
-            copy_matching(self.model.codebook_encoder, self.codec.analysis)
+        """Parts that were loaded are gone on with; silent channels of a new y_c are woken, judged on a few crops, if a
+        relaxed rate lets them stay awake."""
         if "light_synthesis" not in loaded:
             copy_matching(self.model.pixel_decoder, self.synthesis)
-        self.revive()
+        if "continuous" not in loaded:
+            copy_matching(self.model.codebook_encoder, self.codec.analysis)
+            if self.config.relaxed_rate < 1:
+                revive_latents(self.codec, self.synthesis, self.extra_crops(16).cpu())
 
     def loss(self, x: Tensor, draws: Draws, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
         quality = draws.integers(QUALITIES)
@@ -387,7 +384,7 @@ class Joint(CorrectionStage):
     kept = ()
 
     def begin(self, loaded: set[str]) -> None:
-        self.revive()
+        """Every part is gone on with."""
 
     def loss(self, x: Tensor, draws: Draws, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
         merged = self.merge(x, draws)

@@ -4,7 +4,8 @@ import atexit
 import multiprocessing
 import os
 import signal
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterable, Iterator
 from functools import partial
 from multiprocessing.synchronize import Event
 from pathlib import Path
@@ -17,33 +18,17 @@ from torch.utils.data import DataLoader
 
 from hybridflow.draws import Draws
 from hybridflow.errors import TrainingError
-from hybridflow.image_io import looks_like_image
 from hybridflow.training.config import TrainConfig
-from hybridflow.training.data import (
-    Augmentation,
-    PackedPhotos,
-    PhotoSet,
-    decode_photo,
-    files_of_shard,
-    in_split,
-    name_broken,
-)
+from hybridflow.training.data import Augmentation, PackedPhotos, PhotoSet, decode_photo, files_of_shard, name_broken
 from hybridflow.training.extra import needed
-
-
-def _named_file(sample: dict[str, Any]) -> tuple[str, bytes] | None:
-    """A sample of webdataset, which sorts a shard's files by their names without suffix, as (name, bytes)."""
-    for suffix, data in sample.items():
-        if looks_like_image(name := f"{sample['__key__']}.{suffix}"):
-            return name, data
-    return None
 
 
 class StreamedPhotos:
     """The train split of tar shards, read by webdataset in worker processes, each photo cropped once when it comes.
 
-    Which photos come is not seeded: a resumed run meets others, every process its own. Crops and all else are drawn as
-    they are of a `PhotoSet`. A broken image is skipped, counted in `broken` and named in a warning.
+    Which photos come is not seeded: a resumed run meets others, every process its own. Each comes as often as every
+    other, where a `PhotoSet` draws large ones more often; crops and all else are drawn as they are of one. A broken
+    image is skipped and named in a warning.
 
     Args:
         folder: tar shards.
@@ -66,48 +51,54 @@ class StreamedPhotos:
         shuffled: int = 500,
     ) -> None:
         wds = needed("webdataset")
-        self.shards = [str(path) for path in sorted(Path(folder).glob("*.tar"))]
-        if not self.shards:
+        shards = [str(path) for path in sorted(Path(folder).glob("*.tar"))]
+        if not shards:
             raise TrainingError(f"{folder}: no .tar shard to stream: put the photos in shards, or leave streaming out")
-        if not any(map(_holds_a_photo, self.shards)):  # or they would be read for ever
+        if not any(map(_holds_a_photo, shards)):  # or they would be read for ever
             raise TrainingError(f"{folder}: no shard holds a photo to train on: name other shards")
-        self.device, self.min_side, self.augmentation = torch.device(device), min_side, augmentation
-        self.broken = 0
+        self.device, self.augmentation = torch.device(device), augmentation
         pipeline = wds.DataPipeline(
-            wds.ResampledShards(self.shards),
-            wds.tarfile_to_samples(handler=wds.warn_and_continue),
-            wds.map(_named_file),
-            wds.select(_of_train_split),
-            wds.shuffle(shuffled),
-            wds.map(decode_photo),
+            wds.ResampledShards(shards), _named_files, wds.shuffle(shuffled), wds.map(decode_photo)
         )
         workers = os.cpu_count() if workers is None else workers
         over = multiprocessing.Event()
         init = partial(_leave_signals_to_the_run, over)
-        self._decoded = iter(DataLoader(pipeline, batch_size=None, num_workers=workers, worker_init_fn=init))
+        decoded = iter(DataLoader(pipeline, batch_size=None, num_workers=workers, worker_init_fn=init))
         atexit.register(over.set)  # before what ends the workers, which was registered earlier
-        self._photos = self._whole_ones()
-
-    def _whole_ones(self) -> Iterator[np.ndarray]:
-        unfit = 0
-        for name, pixels in self._decoded:
-            if pixels is None:
-                self.broken += 1
-                name_broken([name])
-            elif min(pixels.shape[:2]) >= self.min_side:
-                unfit = 0
-                yield np.asarray(pixels)
-                continue
-            unfit += 1
-            if unfit > 10_000:
-                break
-        folder = Path(self.shards[0]).parent
-        raise TrainingError(f"{folder}: no whole photo of at least {self.min_side} pixels a side: name other shards")
+        self._photos = _whole_ones(decoded, min_side, folder)
 
     def crops(self, size: int, draws: Draws) -> Tensor:
         """Random crops (B,3,size,size) in [0,1], in channels-last memory, one of each of the next B photos."""
         photos = PackedPhotos([next(self._photos) for _ in range(len(draws))], self.device)
         return photos.crop(torch.arange(len(draws), device=self.device), size, draws, self.augmentation)
+
+
+def _named_files(shards: Iterable[dict[str, Any]]) -> Iterator[tuple[str, bytes]]:
+    """Names and bytes of the train split's pictures in the shards that come; of a damaged one, those before the damage.
+    """
+    for shard in shards:
+        try:
+            yield from files_of_shard(Path(shard["url"]), "train")
+        except TrainingError as error:
+            warnings.warn(str(error))
+
+
+def _whole_ones(
+    decoded: Iterable[tuple[str, np.ndarray | None]], min_side: int, folder: Path
+) -> Iterator[np.ndarray]:
+    """Pixels (H,W,3) uint8 of the photos that are whole and large enough; TrainingError if none comes for long."""
+    unfit = 0
+    for name, pixels in decoded:
+        if pixels is not None and min(pixels.shape[:2]) >= min_side:
+            unfit = 0
+            yield np.asarray(pixels)
+            continue
+        if pixels is None:
+            name_broken([name])
+        unfit += 1
+        if unfit > 10_000:
+            break
+    raise TrainingError(f"{folder}: no whole photo of at least {min_side} pixels a side: name other shards")
 
 
 def _holds_a_photo(shard: str) -> bool:
@@ -122,10 +113,6 @@ def _leave_signals_to_the_run(over: Event, worker: int) -> None:
     the run could not end its step. When the run is over it ends them by SIGTERM itself."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda number, frame: os._exit(0) if over.is_set() else None)
-
-
-def _of_train_split(named: tuple[str, bytes] | None) -> bool:
-    return named is not None and in_split(named[0], "train")
 
 
 def open_photos(folder: Path, config: TrainConfig, device: torch.device) -> PhotoSet | StreamedPhotos:
