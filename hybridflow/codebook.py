@@ -9,6 +9,14 @@ from hybridflow.distributed import from_first_process, processes, rank, sum_over
 from hybridflow.draws import Draws
 
 
+DECAY = 0.99
+"""Of the moving averages."""
+RESTART_BELOW = 0.02
+"""A codeword whose average count falls under this share of an even one is restarted."""
+ITERATIONS = 10
+"""Of k-means."""
+
+
 class Quantised(NamedTuple):
     codes: Tensor
     """Nearest codewords (B,C,h,w); in training the gradient passes straight through to the input."""
@@ -27,14 +35,10 @@ class Codebook(nn.Module):
     Args:
         num_codes: codewords K.
         dim: channels C of a codeword.
-        decay: of the moving averages.
-        restart_below: a codeword whose average count falls under this share of an even one is restarted.
     """
 
-    def __init__(self, num_codes: int, dim: int, decay: float = 0.99, restart_below: float = 0.02) -> None:
+    def __init__(self, num_codes: int, dim: int) -> None:
         super().__init__()
-        self.decay = decay
-        self.restart_below = restart_below
         self.register_buffer("codewords", torch.randn(num_codes, dim))
         self.register_buffer("average_count", torch.ones(num_codes))
         self.register_buffer("average_sum", torch.randn(num_codes, dim))
@@ -85,10 +89,10 @@ class Codebook(nn.Module):
         count = sum_over_processes(torch.zeros_like(self.average_count).index_add_(0, indices, ones))
         total = sum_over_processes(torch.zeros_like(self.average_sum).index_add_(0, indices, vectors))
         finite = total.isfinite().all()  # if not, the step is going to be skipped, and nothing moves here
-        self.average_count.lerp_(count.where(finite, self.average_count), 1 - self.decay)
-        self.average_sum.lerp_(total.where(finite, self.average_sum), 1 - self.decay)
+        self.average_count.lerp_(count.where(finite, self.average_count), 1 - DECAY)
+        self.average_sum.lerp_(total.where(finite, self.average_sum), 1 - DECAY)
         even_share = self.average_count.sum() / self.num_codes
-        dead = finite & (self.average_count < self.restart_below * even_share)
+        dead = finite & (self.average_count < RESTART_BELOW * even_share)
         restarted = self._random_inputs(vectors, draws) * even_share
         self.average_sum.copy_(restarted.where(dead[:, None], self.average_sum))
         self.average_count.copy_(even_share.where(dead, self.average_count))
@@ -102,7 +106,7 @@ class Codebook(nn.Module):
         return sum_over_processes(vectors[numbers.clamp(0, len(vectors) - 1)] * ours[:, None])
 
     @torch.no_grad()
-    def start(self, vectors: Tensor, draws: Draws, iterations: int = 10) -> None:
+    def start(self, vectors: Tensor, draws: Draws) -> None:
         """Set the codewords by k-means on (N,C), N >= K, of the first process: the others get what it found.
 
         Raises:
@@ -112,7 +116,7 @@ class Codebook(nn.Module):
             raise ValueError(f"k-means needs at least {self.num_codes} vectors, got {len(vectors)}: use more crops")
         vectors = vectors.float()
         self.codewords.copy_(vectors[draws.shared(len(vectors)).argsort()[: self.num_codes]])
-        for _ in range(iterations):
+        for _ in range(ITERATIONS):
             indices = self.nearest(vectors)
             count = torch.bincount(indices, minlength=self.num_codes).float()
             total = torch.zeros_like(self.codewords).index_add_(0, indices, vectors)
@@ -120,5 +124,5 @@ class Codebook(nn.Module):
             self.codewords[used] = total[used] / count[used, None]
         self.started.fill_(True)
         from_first_process(self.codewords)
-        self.average_count.copy_(from_first_process(count).clamp(min=1e-3) * (1 - self.decay))
+        self.average_count.copy_(from_first_process(count).clamp(min=1e-3) * (1 - DECAY))
         self.average_sum.copy_(self.codewords * self.average_count[:, None])

@@ -18,16 +18,18 @@ MEAN_STEPS = 16
 """Means are multiples of 1/16: of y in the gained domain, of z in its own."""
 SCALES = 64
 SCALE_MIN, SCALE_MAX = 0.11, 16.0
+ANCHORS = 8
+"""Qualities, evenly spaced, of which vectors are learned."""
 WIDTHS = 2.0 ** torch.linspace(-2, 2, 9)
 """Standard deviations, over that of a scale, of the Gaussians that its tables may mix."""
 
 
 class QualityTable(nn.Module):
-    """A learned vector for every quality 0..63, interpolated between a few anchors: (B,) int64 -> (B,C)."""
+    """A learned vector for every quality 0..63, interpolated between `ANCHORS`: (B,) int64 -> (B,C)."""
 
-    def __init__(self, channels: int, anchors: int = 8) -> None:
+    def __init__(self, channels: int) -> None:
         super().__init__()
-        self.anchors = nn.Parameter(torch.zeros(anchors, channels))
+        self.anchors = nn.Parameter(torch.zeros(ANCHORS, channels))
 
     def forward(self, quality: Tensor) -> Tensor:
         position = quality.to(self.anchors.dtype) * ((len(self.anchors) - 1) / (QUALITIES - 1))

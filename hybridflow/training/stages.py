@@ -207,11 +207,11 @@ class Tokenizer(Stage):
         return self.model.pixel_decoder(codes), {"bpp_indices": uncoded}
 
     @torch.no_grad()
-    def _vectors(self, per_code: int = 16, batch: int = 16) -> Tensor:
-        """Enough encoder outputs (N,C) of fresh crops for k-means."""
+    def _vectors(self) -> Tensor:
+        """Enough encoder outputs (N,C) of fresh crops for k-means: 16 a codeword."""
         device, vectors = self.model.codebook.codewords.device, []
-        while sum(len(v) for v in vectors) < per_code * self.model.codebook.num_codes:
-            crops = self.extra_crops(batch, last=batch * len(vectors)).to(device)
+        while sum(len(v) for v in vectors) < 16 * self.model.codebook.num_codes:
+            crops = self.extra_crops(16, last=16 * len(vectors)).to(device)
             vectors.append(self.model.codebook_encoder(crops).permute(0, 2, 3, 1).flatten(0, 2))
         return torch.cat(vectors)
 
