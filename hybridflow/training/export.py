@@ -112,7 +112,7 @@ def export(
     paths = [checkpoint, ablation_file(checkpoint)]
     if "perceptual" in loaded:
         paths.append(second)
-    for path in {*paths, second}:  # of another model it would be removed
+    for path in dict.fromkeys([*paths, second]):  # of another model it would be removed
         refuse_overwrite(path, force=force)
     freeze(model, photos.centre_crops(COUNT, SIDE))
     model.half().float().eval()  # the points are chosen for what will be loaded

@@ -79,7 +79,7 @@ def _named_files(shards: Iterable[dict[str, Any]]) -> Iterator[tuple[str, bytes]
     for shard in shards:
         try:
             yield from files_of_shard(Path(shard["url"]), "train")
-        except TrainingError as error:
+        except (TrainingError, OSError) as error:
             warnings.warn(str(error))
 
 
