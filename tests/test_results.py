@@ -1,0 +1,47 @@
+"""The committed results: every curve averages its rows, and the rows of ours are of the weights that are shipped."""
+
+import csv
+import functools
+import json
+
+import pytest
+
+from eval.curves import average
+from eval.result_files import RESULTS
+from eval.run import Checkpoint
+from hybridflow.weights import DECODERS, available
+
+FOLDERS = ("kodak", "cid22val")
+
+
+@functools.cache
+def rows_of(folder: str) -> dict[str, list[dict[str, str]]]:
+    """Curve -> its rows."""
+    rows: dict[str, list[dict[str, str]]] = {}
+    for path in sorted((RESULTS / folder).glob("*.csv")):
+        with path.open(newline="") as file:
+            for row in csv.DictReader(file):
+                rows.setdefault(row["curve"], []).append(row)
+    return rows
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_every_curve_averages_its_rows(folder):
+    curves = {path.stem: json.loads(path.read_text()) for path in (RESULTS / folder).glob("*.json")}
+    assert curves.keys() == rows_of(folder).keys()
+    for key, curve in curves.items():
+        found = average(rows_of(folder)[key], curve["name"], curve["description"])["results"]
+        assert found.pop("point") == curve["results"].pop("point")
+        assert found.keys() == curve["results"].keys()
+        for figure, values in found.items():
+            assert values == pytest.approx(curve["results"][figure], rel=1e-9), (key, figure)
+
+
+@pytest.mark.parametrize("name", available())
+def test_rows_are_of_the_weights_that_are_shipped(name):
+    made_by = {decoder: Checkpoint(name, "cpu", (), decoder=decoder).made_by for decoder in DECODERS}
+    for folder in FOLDERS:
+        for key, rows in rows_of(folder).items():
+            if key.split("-")[0] == name:
+                expected = made_by["perceptual" if key.endswith("-perceptual") else "fidelity"]
+                assert {row["made_by"][: len(expected)] for row in rows} == {expected}, f"{folder}/{key}: measure anew"
