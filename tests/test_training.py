@@ -341,7 +341,7 @@ def test_using_a_model_takes_nothing_that_only_training_needs():
     assert "torch" in modules and not modules & {"accelerate", "tensorboard", "timm", "webdataset", "hybridflow.training"}
 
 
-def test_channels_are_woken_in_a_new_codec_alone(photo_set, init):
+def test_channels_are_woken_in_a_new_codec_alone(photo_set):
     def woken(loaded):
         stage = STAGES["continuous"](model := random_model(0), Ablations(SMALL), CONFIG, photo_set)
         last = model.continuous.analysis.net[-1]
