@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from textwrap import shorten
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -19,6 +20,8 @@ from hybridflow.saving import refuse_overwrite, replace_atomically
 from hybridflow.weights import ablation_file, perceptual_file
 
 TRAINING_ONLY = ("codebook.average_", "codebook.started")
+DEPTHS, SIZES = range(65), range(1, 4097)
+"""What the sizes that a release says of itself may be."""
 CONSTANTS = ("bound",)
 """Endings of buffers that CompressAI makes of numbers in the code: 1e-9 would be zero in half precision."""
 DETERMINES_BITS = (
@@ -261,8 +264,8 @@ def load_release(path: str | Path) -> tuple[HybridFlow, dict[str, str]]:
     """
     weights, metadata = read_weights(path)
     try:
-        sizes = json.loads(metadata["preset"])
-        preset = Preset(**{name: tuple(v) if isinstance(v, list) else v for name, v in sizes.items()})
+        preset = _preset(json.loads(metadata["preset"]))
+        _refuse_other_shapes(preset, weights)
         model = HybridFlow(preset)
         own = {key: value for key, value in model.state_dict().items() if not released(key)}
         model.load_state_dict(own | weights)
@@ -274,6 +277,25 @@ def load_release(path: str | Path) -> tuple[HybridFlow, dict[str, str]]:
     if not (sound and model.continuous.exact.frozen and model.index_prior.exact.frozen):
         raise CheckpointError(f"{path}: holds no frozen networks or no tables of the coder: name one that export wrote")
     return model, metadata
+
+
+def _preset(sizes: dict) -> Preset:
+    sizes = {name: tuple(value) if isinstance(value, list) else value for name, value in sizes.items()}
+    for name, value in sizes.items():
+        allowed = DEPTHS if "depth" in name else SIZES
+        if not all(size in allowed for size in (value if isinstance(value, tuple) else (value,))):
+            raise ValueError(f"{name} is {value}, not {allowed.start} to {allowed.stop - 1}")
+    return Preset(**sizes)
+
+
+def _refuse_other_shapes(preset: Preset, weights: dict[str, Tensor]) -> None:
+    """ValueError if these are not the tensors of a model of those sizes, before it takes memory."""
+    with torch.device("meta"):
+        tensors = {key: value for key, value in HybridFlow(preset).state_dict().items() if released(key)}
+    for key in sorted(tensors.keys() | weights.keys()):
+        expected, found = (tuple(owner[key].shape) if key in owner else None for owner in (tensors, weights))
+        if expected != found:
+            raise ValueError(f"{key} has shape {found} instead of {expected}")
 
 
 def model_id(model: HybridFlow) -> bytes:

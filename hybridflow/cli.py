@@ -33,6 +33,7 @@ TRAINING = {
     "export": "turn a run's weights into a checkpoint",
 }
 STREAM = "-"  # stands for standard input or output
+FOLDER = "/", os.sep  # what the name of a folder that is yet to be made ends in
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -102,7 +103,7 @@ def _info(args: argparse.Namespace) -> int:
         unpack(data)  # tells what is wrong with a file before any model is loaded
         codec = codec_of(data)
         facts = {"name": source, **codec.info(data)}
-        _say(source, json.dumps(facts) if args.json else _table(facts, codec.name))
+        tqdm.write(json.dumps(facts) if args.json else _table(facts, codec.name))
 
     return _each([(source,) for source in _expand(args, _looks_encoded)], info)
 
@@ -189,13 +190,13 @@ def _plan(args: argparse.Namespace, suffix: str, fits: Callable[[Path], bool]) -
     if args.inputs == [STREAM] or args.output == STREAM:
         if len(sources) > 1:
             args.usage_error("-o - (standard output) takes one input only")
-        if args.output and args.output.endswith(os.sep):
+        if args.output and args.output.endswith(FOLDER):
             args.usage_error("standard input has no name to give a file in a folder: name a file by -o")
         return [(sources[0], args.output or STREAM)]
     many = len(sources) > 1 or Path(args.inputs[0]).is_dir()
     if args.output is None:
         targets = [str(Path(source).with_suffix(suffix)) for source in sources]
-    elif many or args.output.endswith(os.sep) or Path(args.output).is_dir():
+    elif many or args.output.endswith(FOLDER) or Path(args.output).is_dir():
         if Path(args.output).is_file():
             args.usage_error(f"{args.output} is a file: many files need a folder for -o")
         Path(args.output).mkdir(parents=True, exist_ok=True)
@@ -251,8 +252,11 @@ def _named(source: str, read: Callable):
 def _refuse(target: str, force: bool) -> None:
     if target != STREAM:
         refuse_overwrite(target, force=force)
-        if not Path(target).parent.is_dir():
+        folder = Path(target).resolve().parent
+        if not folder.is_dir():
             raise HybridFlowError(f"cannot write {target} (there is no such folder): make it, or choose another place")
+        if not os.access(folder, os.W_OK):
+            raise HybridFlowError(f"cannot write {target} (the folder is read-only): choose another place")
 
 
 def _write(target: str, data: bytes, force: bool) -> None:

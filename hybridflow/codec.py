@@ -39,7 +39,7 @@ def load(name: str | Path = DEFAULT, device: str = "cpu", decoder: str = "fideli
 
     Args:
         name: a shipped preset, or the path of a .safetensors checkpoint.
-        device: where the networks run; files are the same on every device.
+        device: where the networks run; every device reads the same from a file.
         decoder: what turns files into pixels. "fidelity" stays near the original; "perceptual", trained for textures
             that look alike, invents them: it looks sharper, but text and faces may be wrong. Files do not depend on it:
             each decodes every file of the checkpoint.

@@ -13,6 +13,10 @@ from hybridflow.errors import HybridFlowError, ImageError
 from hybridflow.saving import write_atomic
 
 _SRGB = ImageCms.createProfile("sRGB")
+_NOT_PICTURES = {"EPS", "WMF", "MPEG", "IPTC", "BUFR", "GRIB", "HDF5"}
+"""What Pillow opens by starting another program, in the name of a file of another kind, or not at all."""
+_KEYS = {"L;2": lambda key: 85 * key, "L;4": lambda key: 17 * key, "RGB;16B": lambda key: tuple(c >> 8 for c in key)}
+"""By layout of a PNG's samples: its transparent colour, as the file has it -> as Pillow's samples of 8 bits are."""
 _SCALE = f"scale it to between 1 and {MAX_PIXELS} pixels, sides counted in steps of 64"
 
 
@@ -81,7 +85,7 @@ def writable_format(suffix: str) -> str:
 def looks_like_image(path: str | os.PathLike) -> bool:
     """Whether a file of that name is a picture that Pillow opens; hidden files are not."""
     file_format = Image.registered_extensions().get(Path(path).suffix.lower())
-    return file_format in Image.OPEN and not Path(path).name.startswith(".")
+    return file_format in _readable_formats() and not Path(path).name.startswith(".")
 
 
 def write_image(image: Image.Image, path: str | os.PathLike, *, force: bool = False) -> None:
@@ -97,11 +101,18 @@ def read_file(path: str | os.PathLike, refusal: type[HybridFlowError] = HybridFl
         raise refusal(f"cannot read {path} ({error.strerror}): check the path") from None
 
 
+def _readable_formats() -> list[str]:
+    Image.init()
+    return [file_format for file_format in Image.ID if file_format not in _NOT_PICTURES]
+
+
 def _from_pillow(source: bytes | Image.Image, name: str) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit is lower
-            return _to_rgb(source if isinstance(source, Image.Image) else Image.open(io.BytesIO(source)), name)
+            if not isinstance(source, Image.Image):
+                source = Image.open(io.BytesIO(source), formats=_readable_formats())
+            return _to_rgb(source, name)
     except (HybridFlowError, Warning):
         raise
     except Image.DecompressionBombError:
@@ -118,7 +129,11 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
     if image.format != "MPO" and getattr(image, "is_animated", False):  # a photo's MPO holds previews of it
         taken = f"number {image.tell() + 1}" if image.tell() else "the first"
         warnings.warn(f"{name} has more than one frame: {taken} is taken", stacklevel=4)
+    key = _transparent_colour(image)
     image.load()
+    _refuse_size(image.width, image.height, name)  # some formats learn it only now
+    if key is not None:
+        image.info["transparency"] = key
     profile = image.info.get("icc_profile")
     image = _upright(image, name)
     if image.mode.startswith("I") or image.mode == "F":
@@ -133,6 +148,13 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
         image = Image.composite(image, Image.new("RGB", image.size, "white"), alpha)
     image.info.clear()  # a profile or orientation that is applied must not be written again
     return image
+
+
+def _transparent_colour(image: Image.Image) -> bytes | int | tuple[int, ...] | None:
+    """What `Image.convert` takes for transparent, of an image that is not loaded yet."""
+    key = image.info.get("transparency")
+    layout = image.tile[0].args if getattr(image, "tile", None) else None
+    return _KEYS[layout](key) if key is not None and layout in _KEYS else key
 
 
 def _upright(image: Image.Image, name: str) -> Image.Image:
@@ -164,7 +186,8 @@ def _split_alpha(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
     """The colours alone, and the transparency as an image of mode L if there is any."""
     if not image.has_transparency_data:
         return image, None
-    colours = "L" if image.mode in ("L", "LA", "La") else "RGB"
+    image = image.convert("LA") if image.mode == "La" else image
+    colours = "L" if image.mode in ("L", "LA") else "RGB"
     image = image.convert("RGBA")
     return image.convert(colours), image.getchannel("A")
 

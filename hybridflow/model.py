@@ -358,7 +358,7 @@ class HybridFlow(CompressionModel):
             FormatError: the stream does not hold what its check says.
         """
         probability = probability or self.probability()
-        coder, sections = Decoder(stream), {} if sections is None else sections
+        coder, sections = Decoder(stream, cut=salvage), {} if sections is None else sections
 
         def section(name: str) -> None:
             sections[name] = coder.bits - sum(sections.values())

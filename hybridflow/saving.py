@@ -17,12 +17,12 @@ def replace_atomically(path: Path, write: Callable[[Path], object]) -> None:
     try:
         write(partial)
         partial.chmod(0o666 & ~_umask())
-        _sync(partial)
+        _sync(partial, os.O_RDWR)  # Windows syncs nothing that is open for reading alone
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
     with suppress(OSError):  # a folder that is not to be listed
-        _sync(path.parent)
+        _sync(path.parent, os.O_RDONLY)
 
 
 def write_atomic(path: str | os.PathLike, data: bytes, *, force: bool = False) -> None:
@@ -54,8 +54,8 @@ def _umask() -> int:
     return mask
 
 
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
+def _sync(path: Path, access: int) -> None:
+    descriptor = os.open(path, access)
     try:
         os.fsync(descriptor)
     finally:

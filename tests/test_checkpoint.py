@@ -2,6 +2,7 @@
 
 import json
 import pickle
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -82,6 +83,9 @@ def foreign_files(folder):
     save_file({"a": torch.zeros(3)}, folder / "no-preset")
     save_file({"a": torch.zeros(3)}, folder / "other-sizes", {"preset": json.dumps({"depth": 3})})
     save_file({"a": torch.zeros(3)}, folder / "no-json", {"preset": "{"})
+    for sizes in ({"predictor_depth": 10**9}, {"encoder_widths": [10**7] * 3}, {"predictor_dim": 4096}):
+        preset = json.dumps(asdict(SMALL) | sizes)
+        save_file({"a": torch.zeros(3)}, folder / f"large-{next(iter(sizes))}", {"preset": preset})
     return [*folder.iterdir(), folder / "absent"]
 
 

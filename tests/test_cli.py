@@ -150,9 +150,12 @@ def test_transparency_is_told(run, tmp_path, capsys):
     assert err.startswith(f"hybridflow: warning: {tmp_path / 'glass.png'}: ") and "transparency" in err
 
 
-def test_info(run, encoded, capsys):
+def test_info(run, encoded, capsys, monkeypatch):
     assert run("info", "--json", encoded) == 0
     facts = json.loads(capsys.readouterr().out)
+    feed(monkeypatch, encoded.read_bytes())
+    assert run("info", "--json", "-") == 0
+    assert json.loads(capsys.readouterr().out) == facts | {"name": "-"}
     size = encoded.stat().st_size
     assert (facts["name"], facts["width"], facts["height"]) == (str(encoded), *SIZE)
     assert facts["bytes"] == size and facts["bpp"] == pytest.approx(8 * size / (70 * 45))
@@ -283,7 +286,7 @@ def test_a_name_that_is_no_text_is_printed_as_it_is(encoded, checkpoint_path, tm
     assert b"caf\xe9.png: 70 x 45" in done.stdout and os.path.exists(name[:-3] + b".png")
 
 
-def test_what_cannot_be_written_is_refused_before_work(run, photo, encoded, tmp_path, capsys):
+def test_what_cannot_be_written_is_refused_before_work(run, photo, encoded, tmp_path, capsys, monkeypatch):
     for name in ("photo.pdfx", "photo.xbm", "photo"):
         assert run("decode", encoded, "-o", tmp_path / name) == 1
         assert ".png" in the_error(capsys)
@@ -291,6 +294,10 @@ def test_what_cannot_be_written_is_refused_before_work(run, photo, encoded, tmp_
     assert ".png" in the_error(capsys)
     assert run("encode", photo, "-o", tmp_path / "nowhere" / "photo.hf") == 1
     assert "no such folder" in the_error(capsys)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "access", lambda *_: False)
+        assert run("encode", photo, "-o", tmp_path / "other.hf") == 1
+    assert "read-only" in the_error(capsys)
     assert names(tmp_path) == ["photo.hf", "photo.jpg"]
 
 

@@ -2,7 +2,9 @@
 
 import io
 import os
+import struct
 import warnings
+import zlib
 
 import numpy as np
 import pytest
@@ -11,7 +13,14 @@ from PIL import Image, ImageCms
 
 from hybridflow import container
 from hybridflow.errors import ImageError
-from hybridflow.image_io import encode_image, image_to_tensor, read_image, tensor_to_image, write_image
+from hybridflow.image_io import (
+    encode_image,
+    image_to_tensor,
+    looks_like_image,
+    read_image,
+    tensor_to_image,
+    write_image,
+)
 
 RED, GREEN, GREY = (255, 0, 0), (0, 255, 0), (128, 128, 128)
 
@@ -152,6 +161,39 @@ def test_every_way_of_being_transparent_is_seen():
             assert (pixels(read_image(data)) == white).all()
 
 
+def png(depth, colour_type, row, key):
+    """A PNG of two equal rows of two pixels, whose transparent colour is `key`; Pillow writes none of these depths."""
+    header = struct.pack(">IIBBBBB", 2, 2, depth, colour_type, 0, 0, 0)
+    chunks = [(b"IHDR", header), (b"tRNS", key), (b"IDAT", zlib.compress(2 * (b"\0" + row))), (b"IEND", b"")]
+    packed = (struct.pack(">I", len(data)) + name + data + zlib.crc32(name + data).to_bytes(4) for name, data in chunks)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(packed)
+
+
+@pytest.mark.parametrize(
+    "depth, colour_type, row, sample, other",
+    [
+        (1, 0, b"\xc0", 1, 0),
+        (2, 0, b"\x50", 1, 3),
+        (4, 0, b"\x77", 7, 9),
+        (8, 0, b"\x07\x07", 7, 9),
+        (16, 0, 2 * b"\x34\x56", 0x3456, 0x9934),
+        (16, 2, 6 * b"\x34\x56", 0x3456, 0x9934),
+    ],
+)
+def test_the_transparent_colour_is_that_of_the_file(depth, colour_type, row, sample, other):
+    samples = 3 if colour_type == 2 else 1
+    seen, opaque = (png(depth, colour_type, row, samples * key.to_bytes(2)) for key in (sample, other))
+    with pytest.warns(UserWarning, match="transparency"):
+        assert (pixels(read_image(seen)) == 255).all()
+    value = round(255 * sample / (2**depth - 1))
+    assert np.abs(pixels(read_image(opaque)) - value).max() <= 1
+
+
+def test_premultiplied_grey_is_read():
+    with pytest.warns(UserWarning, match="transparency"):
+        assert (pixels(read_image(Image.new("La", (2, 2)))) == 255).all()
+
+
 def test_opaque_alpha_is_dropped_in_silence(photo):
     assert (pixels(read_image(file_bytes(photo.convert("RGBA")))) == pixels(photo)).all()
 
@@ -217,6 +259,27 @@ def test_each_refusal_has_its_line(source, words):
     with pytest.raises(ImageError) as error:
         read_image(source)
     assert words in str(error.value) and "\n" not in str(error.value)
+
+
+POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 64 64\n%%EndComments\n"
+MPEG = b"\0\0\1\xb3@\0@"
+
+
+@pytest.mark.parametrize("head", [POSTSCRIPT, MPEG])
+def test_what_other_programs_would_draw_is_no_picture(head, tmp_path):
+    with pytest.raises(ImageError, match="is not an image"):
+        read_image(head + bytes(64))
+    names = "a.eps", "a.ps", "a.mpg", "a.wmf", "a.h5", ".a.png", "a.txt", "a"
+    assert not any(looks_like_image(tmp_path / name) for name in names)
+    assert all(looks_like_image(tmp_path / name) for name in ("a.png", "a.JPG", "a.webp", "a.tif", "a.avif"))
+
+
+def test_a_size_that_is_only_known_when_read_is_refused(photo, monkeypatch):
+    monkeypatch.setattr(container, "MAX_PIXELS", 64 * 64)
+    icon = bytearray(file_bytes(photo.resize((200, 120)), "ICO", sizes=[(200, 120)]))
+    icon[6], icon[7] = 20, 12  # what its directory says of it
+    with pytest.warns(UserWarning, match="not the expected size"), pytest.raises(ImageError, match="200 x 120"):
+        read_image(bytes(icon))
 
 
 def test_too_many_pixels_are_refused_before_they_are_read(photo, monkeypatch):

@@ -223,11 +223,8 @@ def test_regions_are_coded_adaptively():
     assert costs[0] < 14 and costs[1] < 3
 
 
-def test_neither_batch_nor_threads_change_a_byte(model):
-    x = torch.cat([picture(80, 112, seed) for seed in range(3)])
-    together = model.compress(x, 45, "1_4")["strings"][0]
-    assert together == [model.compress(image[None], 45, "1_4")["strings"][0][0] for image in x]
-    analysed, threads = model.analyse(x[:1]), torch.get_num_threads()
+def test_threads_change_no_byte(model):
+    analysed, threads = model.analyse(picture(80, 112)), torch.get_num_threads()
     streams = []
     for number in (1, 2):
         torch.set_num_threads(number)
