@@ -64,18 +64,30 @@ class IntegerConv(nn.Module):
 
 
 class IntegerNetwork(nn.Module):
-    """Made of `IntegerConv`s; all zero until frozen."""
+    """Made of `IntegerConv`s; all zero until frozen.
+
+    Attributes:
+        frozen: whether they hold something, noted when they change: to look would have training wait for the device.
+    """
 
     out: IntegerConv
 
-    @property
-    def frozen(self) -> bool:
-        return bool(self.out.multiplier.any())
+    def __init__(self) -> None:
+        super().__init__()
+        self.frozen = False
+        self.register_load_state_dict_post_hook(IntegerNetwork.note)
+
+    def note(self, *_) -> None:
+        """Note whether there are integers; to be called after they were changed, loading apart."""
+        self.frozen = bool(self.out.multiplier.any())
 
     def thaw(self) -> None:
         """Forget the integers: what they were frozen from is about to change."""
         for buffer in self.buffers():
             buffer.zero_()
+        for network in self.modules():
+            if isinstance(network, IntegerNetwork):
+                network.note()
 
 
 class IntegerContextModel(IntegerNetwork):

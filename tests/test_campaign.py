@@ -43,6 +43,10 @@ def test_calls_and_machines_share_a_campaign(two_splits, tmp_path):
     begun = json.loads((parts / "campaign.json").read_text())["stages"]
     assert first.next_stage == "tokenizer" and list(begun) == ["tokenizer"]
     assert not begun["tokenizer"]["finished"] and begun["tokenizer"]["steps"] > 0
+    first.train(two_splits, 0.1, "cpu", QUICK)
+    assert first.ledger["stages"]["tokenizer"]["steps"] > begun["tokenizer"]["steps"]
+    begun = first.ledger["stages"]
+    assert begun["tokenizer"]["config"]["seed"] == 0
 
     minutes, (_, shares) = 0.12, load_plan("tiny")
     second = Campaign("tiny", tmp_path / "two", parts, minutes)
@@ -55,6 +59,8 @@ def test_calls_and_machines_share_a_campaign(two_splits, tmp_path):
         assert entry["finished"] and entry["steps"] > 0
         assert entry["minutes"] >= minutes * shares[stage] and entry["config"]["batch"] == 2
     assert entries["tokenizer"]["steps"] >= begun["tokenizer"]["steps"]
+    seeds = {stage: entry["config"]["seed"] for stage, entry in entries.items()}
+    assert seeds == dict.fromkeys(shares, 0) | {"tokenizer": begun["tokenizer"]["steps"]}
     assert {"loss", "bpp", "psnr", "lpips"} <= set(entries["refit"]["validation"])
 
     made = {path.stem for path in parts.glob("*.safetensors")}

@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 from hybridflow.checkpoint import load_parts, model_id
 from hybridflow.cli import main
 from hybridflow.errors import CheckpointError
-from hybridflow.exact import ACTIVATION_MAX, SHIFT
+from hybridflow.exact import ACTIVATION_MAX, SHIFT, IntegerNetwork
 from hybridflow.model import HybridFlow
 from hybridflow.training.config import TrainConfig
 from hybridflow.training.data import PhotoSet
@@ -93,6 +93,19 @@ def test_only_what_is_not_frozen_is_frozen():
     moved = model.index_prior.exact.out.bias[0, 0] - before[0, 0]
     assert moved == pytest.approx(2 * 128 << SHIFT, rel=1e-3)
     assert all(torch.equal(value, latent[name]) for name, value in model.continuous.exact.named_buffers())
+
+
+def test_whether_it_is_frozen_is_known_without_a_look_at_the_integers():
+    frozen, loaded = random_model(0), HybridFlow(SMALL)
+    networks = [part for model in (frozen, loaded) for part in model.modules() if isinstance(part, IntegerNetwork)]
+    assert [network.frozen for network in networks] == [True, True, True, False, False, False]
+    loaded.load_state_dict(frozen.state_dict())
+    for network in networks:
+        assert network.to("meta").frozen  # where a look would fail
+    frozen = random_model(0)
+    frozen.continuous.exact.thaw()
+    assert not frozen.continuous.exact.frozen and not frozen.continuous.exact.hyper_prior.frozen
+    assert frozen.index_prior.exact.frozen
 
 
 @pytest.mark.parametrize("stage, thawed", [("correction", []), ("refit", ["index_prior"]), ("joint", ["continuous"])])

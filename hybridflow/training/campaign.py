@@ -4,9 +4,11 @@ import json
 import shutil
 import time
 from collections.abc import Iterable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from hybridflow.checkpoint import split_parts
 from hybridflow.distributed import agreed
@@ -85,6 +87,7 @@ class Campaign:
         while (stage := self.next_stage) is not None and minutes_left() > 0:
             clock = [f"max_minutes={self.budgets[stage]}", "max_steps=null"]
             config = load_config(stage, self.preset, settings + clock)
+            config = replace(config, seed=self._seed(stage, config.seed))
             held = (config.streaming, config.crop, config.transpose, config.downscale, config.jitter)
             held += (config.validation_crops,)
             if held != read:
@@ -107,6 +110,14 @@ class Campaign:
             accelerator.free_memory()  # it would hold every stage
             if not run.over or run.ended:
                 break
+
+    def _seed(self, stage: str, seed: int) -> int:
+        """The seed of a run that goes on, or another for every run of a stage whose state is lost: else each would meet
+        the same crops."""
+        known = self.out / stage / "config.yaml"
+        if known.exists():
+            return yaml.safe_load(known.read_text())["seed"]
+        return seed + self.ledger["stages"].get(stage, {"steps": 0})["steps"]
 
     def _freeze(self, data: Path) -> None:
         """Freeze, before what reads the bits is refitted."""

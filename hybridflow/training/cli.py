@@ -31,7 +31,8 @@ def _add_train(subparsers) -> None:
         "train",
         description="Train one stage. Each starts from the weights of the one before; `freeze` comes before refit.\n\n"
         "stages, in order, and the parts that each trains:\n" + _stages() + "\n\n"
-        "SIGTERM, Ctrl-C, the clock or a kill lose nothing: --resume goes on at the last save. The run folder gets\n"
+        "SIGTERM, Ctrl-C and the clock lose nothing, a kill what came after the last save, where --resume goes on.\n"
+        "A run meets the crops and noise of its seed: set another to go on by --init. The run folder gets\n"
         "config.yaml, log.jsonl, TensorBoard's files, state.pt, weights.safetensors and, of the best validation,\n"
         "best.safetensors. Photos whose number is a multiple of 50 are never trained on but validated on.",
         epilog="settings, the preset's own, or a resumed run's, unless set:\n" + _settings() + "\n\nexamples:\n"

@@ -27,7 +27,8 @@ class TrainConfig:
 
     Attributes:
         batch, crop: crops a step, over all processes, and their side in pixels (a multiple of 64).
-        accumulate: parts that a process takes its share of the batch in, one after the other, to save memory.
+        accumulate: parts that a process takes its share of the batch in, one after the other, to save memory; terms of
+            masked and sent indices are then averaged part by part.
         learning_rate: Muon's peak, of which AdamW's is a half, reached after `warmup_steps`, then cosine down to a
             hundredth.
         max_minutes, max_steps: the stage ends when either is reached, earlier calls of a resumed run counted; the

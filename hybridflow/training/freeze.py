@@ -122,6 +122,7 @@ def _freeze_context(
     slope = torch.tensor([MEAN_STEPS, ContextModel.SCALE_SLOPE]).repeat_interleave(context.channels).to(weight)
     start = torch.tensor([0, ContextModel.SCALE_START]).repeat_interleave(context.channels).to(weight)
     _quantise(exact.out, weight * slope[:, None], bias * slope + start, second, 1)
+    exact.note()
 
 
 def _freeze_index_prior(model: HybridFlow, batches: list[tuple[Tensor, Tensor]]) -> None:
@@ -147,6 +148,7 @@ def _freeze_index_prior(model: HybridFlow, batches: list[tuple[Tensor, Tensor]])
     _quantise(exact.out, *_affine(out[3]), hidden, 1 / LOGIT_STEPS)
     exponents = -torch.arange(EXPONENTIALS, dtype=torch.float64) / LOGIT_STEPS
     exact.exponential.copy_((2**EXPONENTIAL_BITS * exponents.exp()).round())
+    exact.note()
 
 
 def _affine(layer: nn.Conv2d | nn.Linear, quality: QualityTable | None = None) -> tuple[Tensor, Tensor]:

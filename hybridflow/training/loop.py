@@ -122,6 +122,8 @@ class Run:
             self._load(stage)
         if accelerator.is_main_process:
             out.mkdir(parents=True, exist_ok=True)
+            for left in out.glob(".*.partial"):  # of a save that a kill cut short
+                left.unlink()
             sizes = preset if isinstance(preset, str) else json.loads(json.dumps(asdict(preset)))
             record = {"stage": stage, "preset": sizes} | asdict(config)
             text = yaml.safe_dump(record, sort_keys=False)
