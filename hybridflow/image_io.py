@@ -129,11 +129,11 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
     if image.format != "MPO" and getattr(image, "is_animated", False):  # a photo's MPO holds previews of it
         taken = f"number {image.tell() + 1}" if image.tell() else "the first"
         warnings.warn(f"{name} has more than one frame: {taken} is taken", stacklevel=4)
-    key = _transparent_colour(image)
+    layout = image.tile[0].args if getattr(image, "tile", None) else None
     image.load()
     _refuse_size(image.width, image.height, name)  # some formats learn it only now
-    if key is not None:
-        image.info["transparency"] = key
+    if "transparency" in image.info and layout in _KEYS:
+        image.info["transparency"] = _KEYS[layout](image.info["transparency"])
     profile = image.info.get("icc_profile")
     image = _upright(image, name)
     if image.mode.startswith("I") or image.mode == "F":
@@ -148,13 +148,6 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
         image = Image.composite(image, Image.new("RGB", image.size, "white"), alpha)
     image.info.clear()  # a profile or orientation that is applied must not be written again
     return image
-
-
-def _transparent_colour(image: Image.Image) -> bytes | int | tuple[int, ...] | None:
-    """What `Image.convert` takes for transparent, of an image that is not loaded yet."""
-    key = image.info.get("transparency")
-    layout = image.tile[0].args if getattr(image, "tile", None) else None
-    return _KEYS[layout](key) if key is not None and layout in _KEYS else key
 
 
 def _upright(image: Image.Image, name: str) -> Image.Image:
