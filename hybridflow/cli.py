@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from hybridflow import __version__
 from hybridflow.container import QUALITIES, looks_like_file, unpack
-from hybridflow.errors import HybridFlowError
+from hybridflow.errors import HybridFlowError, ModelMismatchError
 from hybridflow.image_io import encode_image, looks_like_image, read_image, writable_format, write_image
 from hybridflow.saving import refuse_overwrite, write_atomic
 from hybridflow.side_by_side import side_by_side
@@ -66,7 +66,7 @@ def _encode(args: argparse.Namespace) -> int:
     codec = _load(args, _weights(args, DEFAULT))
 
     def encode(source: str, target: str) -> None:
-        _refuse(target, args.force)
+        _refuse(target, args.force, source)
         image = _read_picture(source, _read(source))
         target_rate = {"quality": args.quality, "bpp": args.bpp, "max_bytes": args.bytes}
         data = codec.encode(image, **target_rate, schedule=args.schedule, effort=args.effort)
@@ -84,10 +84,11 @@ def _decode(args: argparse.Namespace) -> int:
     warning = ", texture is invented: text and faces may be wrong" if args.decoder == "perceptual" else ""
 
     def decode(source: str, target: str) -> None:
-        _refuse(target, args.force)
+        data = _read(source)
+        unpack(data, check=False)  # of a file that is none, that is to be told
+        _refuse(target, args.force, source)
         suffix = ".png" if target == STREAM else Path(target).suffix
         writable_format(suffix)
-        data = _read(source)
         image = codec_of(data).decode(data, preview=args.preview, salvage=args.salvage)
         _write(target, encode_image(image, suffix), args.force)
         _say(target, f"{target}: {image.width} x {image.height}{warning}")
@@ -135,7 +136,7 @@ def _compare(args: argparse.Namespace) -> int:
 # --- what they share ------------------------------------------------------------------------------------------------
 
 
-def _weights(args: argparse.Namespace, otherwise: str) -> str | Path:
+def _weights(args: argparse.Namespace, otherwise: str | None) -> str | Path | None:
     """The checkpoint or preset that was named, if one was."""
     if args.checkpoint is not None:
         return Path(args.checkpoint)
@@ -157,7 +158,11 @@ def _codec_of(args: argparse.Namespace, decoder: str = DECODERS[0]) -> Callable:
         header, _ = unpack(data, check=False)
         from hybridflow.codec import maker
 
-        return load(_weights(args, maker(header) or DEFAULT))
+        weights = _weights(args, maker(header))
+        if weights is None:
+            made_by = header.model_id.hex()
+            raise ModelMismatchError(f"model {made_by} made it, which is not shipped: name its file by --checkpoint")
+        return load(weights)
 
     return codec_of
 
@@ -179,7 +184,7 @@ def _expand(args: argparse.Namespace, fits: Callable[[Path], bool]) -> list[str]
             continue
         inside = sorted(str(path) for path in Path(name).iterdir() if path.is_file() and fits(path))
         if not inside:
-            raise HybridFlowError(f"there is nothing to {args.command} in the folder {name}: give another, or files")
+            raise HybridFlowError(f"{name} holds no file that {args.command} takes: give another folder, or files")
         sources += inside
     return sources
 
@@ -199,13 +204,14 @@ def _plan(args: argparse.Namespace, suffix: str, fits: Callable[[Path], bool]) -
     elif many or args.output.endswith(FOLDER) or Path(args.output).is_dir():
         if Path(args.output).is_file():
             args.usage_error(f"{args.output} is a file: many files need a folder for -o")
-        Path(args.output).mkdir(parents=True, exist_ok=True)
         targets = [str(Path(args.output) / Path(source).with_suffix(suffix).name) for source in sources]
     else:
         targets = [args.output]
     target, times = Counter(map(os.path.realpath, targets)).most_common(1)[0]
     if times > 1:
         raise HybridFlowError(f"{times} inputs would all become {target}: convert them one by one with -o")
+    if args.output is not None and targets != [args.output]:
+        Path(args.output).mkdir(parents=True, exist_ok=True)
     return list(zip(sources, targets))
 
 
@@ -249,8 +255,10 @@ def _named(source: str, read: Callable):
         raise HybridFlowError(f"{source}: {error}") from error
 
 
-def _refuse(target: str, force: bool) -> None:
+def _refuse(target: str, force: bool, source: str = STREAM) -> None:
     if target != STREAM:
+        if source != STREAM and os.path.realpath(source) == os.path.realpath(target):
+            raise HybridFlowError("what becomes of it would take its place: name another file by -o")
         refuse_overwrite(target, force=force)
         folder = Path(target).resolve().parent
         if not folder.is_dir():

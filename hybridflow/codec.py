@@ -5,7 +5,9 @@ import math
 import os
 import sys
 from collections.abc import Callable
+from numbers import Integral, Real
 from pathlib import Path
+from typing import IO
 
 import torch.nn.functional as F
 from PIL import Image
@@ -98,6 +100,9 @@ class Codec:
         self.probability = model.probability()
         self._id = model_id(model)
 
+    def __repr__(self) -> str:
+        return f"Codec({self.name}, model {self.model_id}, {self.decoder})"
+
     @property
     def model_id(self) -> str:
         return self._id.hex()
@@ -132,10 +137,13 @@ class Codec:
         """
         if sum(argument is not None for argument in (quality, bpp, max_bytes)) > 1:
             raise HybridFlowError("give only one of quality, bpp and max_bytes")
+        for name, number in {"quality": quality, "max_bytes": max_bytes, "effort": effort}.items():
+            if number is not None and not isinstance(number, Integral):
+                raise HybridFlowError(f"{name} must be a whole number, not {number!r}")
         if quality is not None and not 0 <= quality < QUALITIES:
             raise HybridFlowError(f"quality must be 0 to {QUALITIES - 1}, not {quality}")
-        if bpp is not None and not math.isfinite(bpp):
-            raise HybridFlowError(f"bpp must be finite, not {bpp}")
+        if bpp is not None and not (isinstance(bpp, Real) and 0 < bpp < math.inf):
+            raise HybridFlowError(f"bpp must be a finite number above 0, not {bpp!r}")
         if effort < 0:
             raise HybridFlowError(f"effort must be at least 0, not {effort}")
         if schedule is not None and schedule not in SCHEDULES:
@@ -163,12 +171,12 @@ class Codec:
         return data
 
     def decode(
-        self, data: bytes | str | os.PathLike, *, preview: bool = False, salvage: bool = False
+        self, data: bytes | str | os.PathLike | IO[bytes], *, preview: bool = False, salvage: bool = False
     ) -> Image.Image:
         """Decode one file to an RGB image of the original's size.
 
         Args:
-            data: the file's bytes, or its path.
+            data: the file's bytes, its path, or a binary file object.
             preview: leave the sent indices out and predict them all: quicker, and all that a cut file may allow.
             salvage: accept a cut or damaged file whose continuous stream is whole, and use the indices that are there.
 
@@ -193,8 +201,8 @@ class Codec:
         pixels = self.model.synthesise(coded, header.quality, decoder=self.decoder)
         return tensor_to_image(pixels[..., : header.height, : header.width])
 
-    def info(self, data: bytes | str | os.PathLike) -> dict:
-        """What a file, its bytes or its path, says of itself, with the bytes of each of its sections.
+    def info(self, data: bytes | str | os.PathLike | IO[bytes]) -> dict:
+        """What a file, as `decode` takes it, says of itself, with the bytes of each of its sections.
 
         Raises:
             FormatError, ModelMismatchError, HybridFlowError: as `decode`.
@@ -222,7 +230,7 @@ class Codec:
         header, stream = unpack(data, check=check)
         if header.model_id != self._id:
             preset, ours = maker(header), f"{self.name} ({self.model_id})"
-            mend = f"choose preset {preset}" if preset else "name the checkpoint that made it with --checkpoint"
+            mend = f"choose preset {preset}" if preset else "load the checkpoint that made it (--checkpoint)"
             raise ModelMismatchError(f"the file was made by model {header.model_id.hex()}, this is {ours}: {mend}")
         return header, stream
 
@@ -243,8 +251,14 @@ class Codec:
         return min(self.operating_points, key=lambda point: abs(point[0] - quality))[1]
 
 
-def _file_bytes(source: bytes | str | os.PathLike) -> bytes:
-    return read_file(source) if isinstance(source, (str, os.PathLike)) else bytes(source)
+def _file_bytes(source: bytes | str | os.PathLike | IO[bytes]) -> bytes:
+    if isinstance(source, (str, os.PathLike)):
+        return read_file(source)
+    data = source.read() if hasattr(source, "read") else source
+    if not isinstance(data, (bytes, bytearray, memoryview)):
+        kind = type(data).__name__
+        raise HybridFlowError(f"a file cannot be a {kind}: give its bytes, its path or a binary file object")
+    return bytes(data)
 
 
 def _largest_within(

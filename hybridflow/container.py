@@ -29,7 +29,7 @@ _FAMILY = 0x80
 _ID_BYTES = 3
 _SIDE_BITS = (8, 12, 16, 32)
 _CRC_BYTES = 4
-_CUT = "the file is cut or damaged: get it again from its source, or decode what is left of it with --salvage"
+_CUT = "the file is cut or damaged: get it again from its source, or decode what is left of it (--salvage)"
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,8 @@
     Image.open("photo.jpg").save("photo.hf", bpp=0.03)
     Image.open("photo.hf").show()
 
-`save` takes what `Codec.encode` does, `quality` from 0 to 63, and `preset`. `open` reads the size alone; pixels are
+`save` takes what `Codec.encode` does, `quality` from 0 to 63, and `preset`; Pillow has emptied a file of that name by
+the time that what they are is refused. `open` reads the size alone; pixels are
 decoded, by the shipped weights that made the file, when they are first asked for.
 """
 
@@ -33,9 +34,11 @@ class HybridFlowImageFile(ImageFile.ImageFile):
     """
 
     format, format_description = FORMAT, "HybridFlow"
+    _coded: bytes | None = None
+    """Until it is decoded; what was pickled was."""
 
     def _open(self) -> None:
-        self._coded: bytes | None = self.fp.read()
+        self._coded = self.fp.read()
         self._header, _ = unpack(self._coded)
         self._size, self._mode = (self._header.width, self._header.height), "RGB"
 
@@ -43,7 +46,7 @@ class HybridFlowImageFile(ImageFile.ImageFile):
         if self._coded is not None:
             self.im = _codec(maker(self._header) or DEFAULT).decode(self._coded).im
             self._coded = None
-            if self._exclusive_fp:  # Pillow opened it, and would close it only if it had read the pixels itself
+            if self._exclusive_fp and self.fp:  # Pillow opened it, and closes only what it read the pixels of itself
                 self.fp.close()
             self.fp = None
         return super().load()

@@ -149,4 +149,4 @@ def test_parts_that_were_copied_halfway_are_copied_again(two_splits, tmp_path, m
 def test_the_command_says_what_comes_next(two_splits, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(campaign.Campaign, "train", lambda self, *arguments: None)
     assert main(["campaign", "--data", str(two_splits), "--out", str(tmp_path), "--minutes", "1"]) == 0
-    assert "tokenizer comes next" in capsys.readouterr().out
+    assert "0 steps: reading took the clock, give it more --minutes, tokenizer comes next" in capsys.readouterr().out

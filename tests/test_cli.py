@@ -252,6 +252,13 @@ def test_another_checkpoint(encoded, other_checkpoint_path, capsys):
     assert names(encoded.parent) == before
 
 
+def test_a_checkpoint_that_is_not_shipped_is_asked_for(encoded, monkeypatch, capsys):
+    monkeypatch.setattr(hybridflow, "load", lambda *_, **__: pytest.fail("loads what cannot read it"))
+    for command in ("decode", "info"):
+        assert main([command, str(encoded)]) == 1
+        assert "not shipped" in the_error(capsys)
+
+
 def test_files_are_read_by_the_shipped_weights_that_made_them(photo, tmp_path, capsys):
     for preset in ("tiny", "base"):
         assert main(["encode", str(photo), "--preset", preset, "-o", f"{tmp_path}/{preset}/"]) == 0
@@ -324,13 +331,30 @@ def test_nothing_is_overwritten(run, photo, encoded, tmp_path, capsys):
     assert read_image(picture_file).size == SIZE
 
 
+def test_nothing_takes_the_place_of_what_it_is_made_of(run, photo, encoded, tmp_path, capsys):
+    (tmp_path / "link.jpg").symlink_to(photo)
+    renamed, before = tmp_path / "renamed.png", photo.read_bytes()
+    renamed.write_bytes(encoded.read_bytes())
+    encodings = [["encode", photo, "-o", target] for target in (photo, tmp_path / "link.jpg")]
+    for arguments in (*encodings, ["decode", renamed]):
+        assert run(*arguments, "--force") == 1
+        assert "take its place" in the_error(capsys)
+    assert photo.read_bytes() == before and renamed.read_bytes() == encoded.read_bytes()
+    picture().save(tmp_path / "other.png")
+    assert run("decode", tmp_path / "other.png") == 1
+    assert "not an .hf file" in the_error(capsys)
+
+
 def test_two_inputs_of_one_output(run, tmp_path, capsys):
     for name in ("photo.png", "photo.webp"):
         picture().save(tmp_path / name)
     assert run("encode", tmp_path) == 1
     assert "photo.hf" in the_error(capsys) and names(tmp_path) == ["photo.png", "photo.webp"]
     (tmp_path / "folder").mkdir()
-    assert run("encode", tmp_path / "photo.png", tmp_path / "folder" / ".." / "photo.webp") == 1
+    twins = tmp_path / "photo.png", tmp_path / "folder" / ".." / "photo.webp"
+    assert run("encode", *twins, "-o", tmp_path / "new" / "folder") == 1
+    assert "photo.hf" in the_error(capsys) and not (tmp_path / "new").exists()
+    assert run("encode", *twins) == 1
     assert "photo.hf" in the_error(capsys) and names(tmp_path) == ["folder", "photo.png", "photo.webp"]
 
 

@@ -1,5 +1,6 @@
 """The codec as users meet it: every size, every kind of input, rate targets, damaged files, and whose bits they are."""
 
+import io
 import shutil
 
 import numpy as np
@@ -147,6 +148,11 @@ def test_a_target_below_the_smallest_file(codec, picture):
         {"schedule": "1_16"},
         {"bpp": float("inf")},
         {"bpp": float("nan")},
+        {"bpp": -1},
+        {"bpp": "0.03"},
+        {"quality": 10.5},
+        {"max_bytes": 1e3},
+        {"effort": "30"},
     ],
 )
 def test_arguments_at_odds_or_out_of_range(codec, picture, arguments):
@@ -318,6 +324,10 @@ def test_files_are_read_by_path_too(codec, picture, tmp_path):
     path.write_bytes(data)
     for source in (path, str(path), bytearray(data), memoryview(data)):
         assert codec.decode(source) == codec.decode(data) and codec.info(source) == codec.info(data)
+    assert codec.decode(io.BytesIO(data)) == codec.decode(data)
+    for source in (None, 5, io.StringIO("text")):
+        with pytest.raises(HybridFlowError, match="binary file object"):
+            codec.decode(source)
     with pytest.raises(HybridFlowError, match="missing.hf.*check the path"):
         codec.decode(tmp_path / "missing.hf")
 

@@ -7,12 +7,12 @@ from safetensors.torch import load_file, save_file
 
 from hybridflow.checkpoint import load_parts, model_id
 from hybridflow.cli import main
-from hybridflow.errors import CheckpointError
+from hybridflow.errors import CheckpointError, TrainingError
 from hybridflow.exact import ACTIVATION_MAX, SHIFT, IntegerNetwork
 from hybridflow.model import HybridFlow
 from hybridflow.training.config import TrainConfig
 from hybridflow.training.data import PhotoSet
-from hybridflow.training.freeze import _step, freeze
+from hybridflow.training.freeze import _step, freeze, freeze_weights
 from hybridflow.training.loop import Run, start_processes
 
 
@@ -149,6 +149,14 @@ def test_refit_sees_the_frozen_y(two_splits, tmp_path):
     _, coded = frozen.write(frozen.analyse(image), 40, "none")
     seen = run.stage.model.continuous(image, torch.tensor([40])).y_gained[0]
     assert (16 * seen.numpy() == coded.y).all()
+
+
+def test_there_is_something_to_freeze(two_splits, every_part, tmp_path):
+    weights = tmp_path / "tokenizer.safetensors"
+    save_file({k: v for k, v in load_file(every_part).items() if k.startswith("codebook.")}, weights)
+    with pytest.raises(TrainingError, match="lacks continuous"):
+        freeze_weights(weights, SMALL, tmp_path / "frozen.safetensors", PhotoSet(two_splits, "validation"))
+    assert not (tmp_path / "frozen.safetensors").exists()
 
 
 def test_refit_wants_frozen_bits(two_splits, tmp_path):

@@ -1,6 +1,8 @@
 """Pillow opens and saves `.hf` files as it does its own formats."""
 
+import copy
 import io
+import pickle
 
 import pytest
 from PIL import Image
@@ -29,6 +31,17 @@ def test_pillow_saves_and_opens(photo, tmp_path):
     file = image.fp
     image.load()
     assert file.closed and image.getpixel((0, 0)) is not None
+
+
+def test_an_image_is_pickled_copied_and_closed_as_any_other(photo, tmp_path):
+    path = tmp_path / "photo.hf"
+    photo.save(path, preset="tiny", quality=0)
+    image = Image.open(path).convert("RGB")
+    for same in (pickle.loads(pickle.dumps(Image.open(path))), copy.deepcopy(Image.open(path))):
+        assert same.convert("RGB") == image
+    with Image.open(path) as closed:
+        pass
+    assert closed.convert("RGB") == image
 
 
 def test_opening_decodes_nothing(photo, monkeypatch):

@@ -409,8 +409,11 @@ def test_the_command_trains_resumes_and_says_where_photos_are_missing(folder, tm
     assert [config[key] for key in ("batch", "crop", "seed", "max_steps")] == [1, 64, 7, 4]
     (tmp_path / "empty").mkdir()
     capsys.readouterr()
-    assert main(["train", "continuous", "--data", str(tmp_path / "empty"), "--out", str(tmp_path / "none")]) != 0
+    nothing = ["--data", str(tmp_path / "empty"), "--out", str(tmp_path / "none")]
+    assert main(["train", "continuous", *nothing]) == 1
     assert "no train photo" in capsys.readouterr().err
+    assert main(["train", "joint", *nothing, "--init", str(tmp_path / "nowhere.safetensors")]) == 1
+    assert "nowhere.safetensors: name by --init" in capsys.readouterr().err
 
 
 # --- photos -----------------------------------------------------------------------------------------------------------

@@ -59,6 +59,11 @@ class Campaign:
         entries = self.ledger["stages"]
         return next((stage for stage in self.budgets if not entries.get(stage, {}).get("finished")), None)
 
+    @property
+    def steps(self) -> int:
+        """Of all stages and calls."""
+        return sum(entry["steps"] for entry in self.ledger["stages"].values())
+
     def train(self, data: Path, minutes: float, device: str, settings: list[str]) -> None:
         """Train the stages that come next until the call's minutes have passed, or a signal asks to end.
 
@@ -130,6 +135,7 @@ class Campaign:
         self.parts.mkdir(parents=True, exist_ok=True)
         for path in split_parts(weights, self.out / "new", names, force=True):
             path.replace(self.parts / path.name)
+        (self.out / "new").rmdir()
 
     def _keep(self, stage: str, run: Run, steps: int) -> None:
         """Put the stage's parts, and what was run and measured, where the next call finds them."""

@@ -9,6 +9,8 @@ from pathlib import Path
 from textwrap import dedent, fill, indent
 
 from hybridflow.checkpoint import split_parts
+from hybridflow.cli import positive
+from hybridflow.errors import TrainingError
 from hybridflow.model import PRESETS
 from hybridflow.saving import refuse_overwrite
 from hybridflow.training.config import TrainConfig, load_config
@@ -70,8 +72,9 @@ def _add_campaign(subparsers) -> None:
     _add_preset(parser)
     _add_data(parser)
     parser.add_argument("--out", type=Path, required=True, help="folder to write: parts, and a run folder a stage")
-    parser.add_argument("--minutes", type=float, required=True, help="clock of this call")
-    parser.add_argument("--total-minutes", type=float, help="of the whole campaign, to share out (default: the plan's)")
+    parser.add_argument("--minutes", type=positive(float), required=True, help="clock of this call")
+    what = "of the whole campaign, to share out (default: the plan's)"
+    parser.add_argument("--total-minutes", type=positive(float), help=what)
     parser.add_argument("--init", type=Path, help="folder of parts and campaign.json to start from")
     _add_device_and_settings(parser)
     parser.set_defaults(run=_campaign)
@@ -172,6 +175,8 @@ def _train(args: argparse.Namespace) -> int:
     if args.max_steps is not None:
         settings.append(f"max_steps={args.max_steps}")
     check_folder(args.out, args.resume)
+    if args.init is not None and not args.init.exists():
+        raise TrainingError(f"there is no {args.init}: name by --init what the stages before it left")
     config = load_config(args.stage, args.preset, settings, args.out / "config.yaml" if args.resume else None)
     accelerator = start_processes(args.device)
     photos = open_photos(args.data, config, accelerator.device)
@@ -190,9 +195,12 @@ def _campaign(args: argparse.Namespace) -> int:
     from hybridflow.training.campaign import Campaign
 
     campaign = Campaign(args.preset, args.out, args.init, args.total_minutes)
+    before = campaign.steps
     campaign.train(args.data, args.minutes, args.device, args.set)
     left = f"{campaign.next_stage} comes next" if campaign.next_stage else "all stages done"
-    print(f"{args.out / 'parts'}: {left}")
+    steps = campaign.steps - before
+    late = "" if steps or not campaign.next_stage else ": reading took the clock, give it more --minutes"
+    print(f"{args.out / 'parts'}: {steps} steps{late}, {left}")
     return 0
 
 

@@ -20,6 +20,7 @@ from hybridflow.checkpoint import load_parts
 from hybridflow.container import QUALITIES
 from hybridflow.continuous import ContinuousCodec
 from hybridflow.draws import Draws
+from hybridflow.errors import TrainingError
 from hybridflow.exact import ACTIVATION_MAX, EXPONENTIALS, LOGIT_STEPS, SHIFT, IntegerContextModel, IntegerConv
 from hybridflow.masking import random_mask
 from hybridflow.model import HybridFlow
@@ -76,10 +77,15 @@ def freeze_weights(weights: Path, preset: str, out: Path, photos: PhotoSet) -> N
         weights: safetensors of a run.
         out: safetensors to write, for `refit` to start from.
         photos: to measure activations on.
+
+    Raises:
+        TrainingError: there is no continuous codec to freeze.
     """
     model = HybridFlow(preset)
     ablations = Ablations(model.preset)
     loaded = load_parts(weights, model, ablations)
+    if "continuous" not in loaded:
+        raise TrainingError(f"{weights} lacks continuous: name what joint left, or a folder of all parts")
     freeze(model, photos.centre_crops(COUNT, SIDE))
     out.parent.mkdir(parents=True, exist_ok=True)
     tensors = model.state_dict() | ablations.state_dict()
