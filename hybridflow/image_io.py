@@ -83,7 +83,7 @@ def writable_format(suffix: str) -> str:
 
 
 def looks_like_image(path: str | os.PathLike) -> bool:
-    """Whether a file of that name is a picture that Pillow opens; hidden files are not."""
+    """Whether a file of that name is a picture that `read_image` takes; hidden files are not."""
     file_format = Image.registered_extensions().get(Path(path).suffix.lower())
     return file_format in _readable_formats() and not Path(path).name.startswith(".")
 
