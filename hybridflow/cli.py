@@ -111,7 +111,7 @@ def _info(args: argparse.Namespace) -> int:
 
 def _compare(args: argparse.Namespace) -> int:
     if args.output:
-        _refuse(args.output, args.force)
+        _refuse(args.output, args.force, args.original, args.decoded)
         writable_format(Path(args.output).suffix)
 
     def read(source: str) -> tuple[Image.Image, bytes]:
@@ -199,9 +199,10 @@ def _plan(args: argparse.Namespace, suffix: str, fits: Callable[[Path], bool]) -
             args.usage_error("standard input has no name to give a file in a folder: name a file by -o")
         return [(sources[0], args.output or STREAM)]
     many = len(sources) > 1 or Path(args.inputs[0]).is_dir()
+    inside = args.output is not None and (many or args.output.endswith(FOLDER) or Path(args.output).is_dir())
     if args.output is None:
         targets = [str(Path(source).with_suffix(suffix)) for source in sources]
-    elif many or args.output.endswith(FOLDER) or Path(args.output).is_dir():
+    elif inside:
         if Path(args.output).is_file():
             args.usage_error(f"{args.output} is a file: many files need a folder for -o")
         targets = [str(Path(args.output) / Path(source).with_suffix(suffix).name) for source in sources]
@@ -210,7 +211,7 @@ def _plan(args: argparse.Namespace, suffix: str, fits: Callable[[Path], bool]) -
     target, times = Counter(map(os.path.realpath, targets)).most_common(1)[0]
     if times > 1:
         raise HybridFlowError(f"{times} inputs would all become {target}: convert them one by one with -o")
-    if args.output is not None and targets != [args.output]:
+    if inside:
         Path(args.output).mkdir(parents=True, exist_ok=True)
     return list(zip(sources, targets))
 
@@ -255,10 +256,10 @@ def _named(source: str, read: Callable):
         raise HybridFlowError(f"{source}: {error}") from error
 
 
-def _refuse(target: str, force: bool, source: str = STREAM) -> None:
+def _refuse(target: str, force: bool, *sources: str) -> None:
     if target != STREAM:
-        if source != STREAM and os.path.realpath(source) == os.path.realpath(target):
-            raise HybridFlowError("what becomes of it would take its place: name another file by -o")
+        if os.path.realpath(target) in (os.path.realpath(source) for source in sources if source != STREAM):
+            raise HybridFlowError(f"{target} is what is read, and the output would take its place: name another by -o")
         refuse_overwrite(target, force=force)
         folder = Path(target).resolve().parent
         if not folder.is_dir():

@@ -5,9 +5,9 @@
     Image.open("photo.jpg").save("photo.hf", bpp=0.03)
     Image.open("photo.hf").show()
 
-`save` takes what `Codec.encode` does, `quality` from 0 to 63, and `preset`; Pillow has emptied a file of that name by
-the time that what they are is refused. `open` reads the size alone; pixels are
-decoded, by the shipped weights that made the file, when they are first asked for.
+`save` takes what `Codec.encode` does, `quality` from 0 to 63, and `preset`; if it refuses them, Pillow has emptied a
+file that was there. `open` reads the size alone; pixels are decoded, by the shipped weights that made the file, when
+they are first asked for.
 """
 
 import functools

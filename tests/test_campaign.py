@@ -43,7 +43,10 @@ def test_calls_and_machines_share_a_campaign(two_splits, tmp_path):
     begun = json.loads((parts / "campaign.json").read_text())["stages"]
     assert first.next_stage == "tokenizer" and list(begun) == ["tokenizer"]
     assert not begun["tokenizer"]["finished"] and begun["tokenizer"]["steps"] > 0
+    (tmp_path / "one" / "new").mkdir()
+    (tmp_path / "one" / "new" / ".codebook.safetensors.1.partial").touch()  # as a kill leaves it
     first.train(two_splits, 0.1, "cpu", QUICK)
+    assert not (tmp_path / "one" / "new").exists()
     assert first.ledger["stages"]["tokenizer"]["steps"] > begun["tokenizer"]["steps"]
     begun = first.ledger["stages"]
     assert begun["tokenizer"]["config"]["seed"] == 0

@@ -336,7 +336,8 @@ def test_nothing_takes_the_place_of_what_it_is_made_of(run, photo, encoded, tmp_
     renamed, before = tmp_path / "renamed.png", photo.read_bytes()
     renamed.write_bytes(encoded.read_bytes())
     encodings = [["encode", photo, "-o", target] for target in (photo, tmp_path / "link.jpg")]
-    for arguments in (*encodings, ["decode", renamed]):
+    comparisons = [["compare", photo, encoded, "-o", target] for target in (photo, encoded)]
+    for arguments in (*encodings, *comparisons, ["decode", renamed]):
         assert run(*arguments, "--force") == 1
         assert "take its place" in the_error(capsys)
     assert photo.read_bytes() == before and renamed.read_bytes() == encoded.read_bytes()

@@ -162,7 +162,7 @@ def test_every_way_of_being_transparent_is_seen():
 
 
 def png(depth, colour_type, row, key):
-    """A PNG of two equal rows of two pixels, whose transparent colour is `key`; Pillow writes none of these depths."""
+    """A PNG of two equal rows of two pixels, whose transparent colour is `key`; Pillow does not write all depths."""
     header = struct.pack(">IIBBBBB", 2, 2, depth, colour_type, 0, 0, 0)
     chunks = [(b"IHDR", header), (b"tRNS", key), (b"IDAT", zlib.compress(2 * (b"\0" + row))), (b"IEND", b"")]
     packed = (struct.pack(">I", len(data)) + name + data + zlib.crc32(name + data).to_bytes(4) for name, data in chunks)

@@ -8,8 +8,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from hybridflow.checkpoint import split_parts
 from hybridflow.distributed import agreed
 from hybridflow.errors import TrainingError
@@ -92,14 +90,14 @@ class Campaign:
         while (stage := self.next_stage) is not None and minutes_left() > 0:
             clock = [f"max_minutes={self.budgets[stage]}", "max_steps=null"]
             config = load_config(stage, self.preset, settings + clock)
-            config = replace(config, seed=self._seed(stage, config.seed))
+            earlier = self.ledger["stages"].get(stage, {"minutes": 0.0, "steps": 0})
+            config = replace(config, seed=self._seed(stage, config.seed + earlier["steps"]))
             held = (config.streaming, config.crop, config.transpose, config.downscale, config.jitter)
             held += (config.validation_crops,)
             if held != read:
                 photos = run = None  # memory may hold no two sets
                 photos = open_photos(data, config, accelerator.device)
                 validation, read = validation_crops(data, config.validation_crops, config.crop), held
-            earlier = self.ledger["stages"].get(stage, {"minutes": 0.0, "steps": 0})
             if stage == "refit" and not earlier["minutes"] and accelerator.is_main_process:
                 self._freeze(data)
             accelerator.wait_for_everyone()
@@ -116,13 +114,10 @@ class Campaign:
             if not run.over or run.ended:
                 break
 
-    def _seed(self, stage: str, seed: int) -> int:
-        """The seed of a run that goes on, or another for every run of a stage whose state is lost: else each would meet
-        the same crops."""
+    def _seed(self, stage: str, new: int) -> int:
+        """The seed of a run that goes on, or a new one where the run is lost: else it would meet the same crops."""
         known = self.out / stage / "config.yaml"
-        if known.exists():
-            return yaml.safe_load(known.read_text())["seed"]
-        return seed + self.ledger["stages"].get(stage, {"steps": 0})["steps"]
+        return load_config(stage, self.preset, [], known).seed if known.exists() else new
 
     def _freeze(self, data: Path) -> None:
         """Freeze, before what reads the bits is refitted."""
@@ -135,7 +130,7 @@ class Campaign:
         self.parts.mkdir(parents=True, exist_ok=True)
         for path in split_parts(weights, self.out / "new", names, force=True):
             path.replace(self.parts / path.name)
-        (self.out / "new").rmdir()
+        shutil.rmtree(self.out / "new")  # with what a kill left there
 
     def _keep(self, stage: str, run: Run, steps: int) -> None:
         """Put the stage's parts, and what was run and measured, where the next call finds them."""
