@@ -240,7 +240,13 @@ def add_arguments(parser: argparse.ArgumentParser, output: str = "DIR") -> None:
 
 
 def run(curves: Sequence[Curve], data: Path, output: Path, csv_name: str, workers: int) -> int:
-    """Measure curves on a folder, write `csv_name` and a JSON a curve -> the exit code: 1 if an image was skipped."""
+    """Measure curves on a folder, write `csv_name` and a JSON a curve -> the exit code: 1 if an image was skipped.
+
+    Raises:
+        HybridFlowError: the output is a file.
+    """
+    if output.is_file():
+        raise HybridFlowError(f"{output} is a file: name a folder by -o")
     torch.set_num_threads(1)
     listed = list_images(data)
     images = readable(listed)

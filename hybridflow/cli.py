@@ -171,6 +171,12 @@ def _looks_encoded(path: Path) -> bool:
     return path.suffix.lower() == ".hf" and not path.name.startswith(".")
 
 
+def _names_file(output: str) -> bool:
+    """Whether what is yet to be made would be taken for one picture or one .hf file."""
+    path = Path(output)
+    return not (path.is_dir() or output.endswith(FOLDER)) and (_looks_encoded(path) or looks_like_image(path))
+
+
 def _expand(args: argparse.Namespace, fits: Callable[[Path], bool]) -> list[str]:
     """The inputs, every folder replaced by the files in it that fit."""
     if STREAM in args.inputs and len(args.inputs) > 1:
@@ -205,6 +211,8 @@ def _plan(args: argparse.Namespace, suffix: str, fits: Callable[[Path], bool]) -
     elif inside:
         if Path(args.output).is_file():
             args.usage_error(f"{args.output} is a file: many files need a folder for -o")
+        if _names_file(args.output):
+            args.usage_error(f"{args.output} is the name of a file: many files need a folder for -o, end it in /")
         targets = [str(Path(args.output) / Path(source).with_suffix(suffix).name) for source in sources]
     else:
         targets = [args.output]

@@ -27,8 +27,8 @@ def read_image(source) -> Image.Image:
     RGB. Transparency is laid over white, and of an animation the first frame is taken, with a warning that says so.
 
     Args:
-        source: a path; the bytes of an image file or a binary file object; a PIL image; a numpy array (H,W,3) or (H,W),
-            uint8 or float in [0,1]; or a tensor (3,H,W) or (1,3,H,W), uint8 or float in [0,1].
+        source: a path; the bytes of an image file or a binary file object; a PIL image; a numpy array (H,W,3), (H,W) or,
+            with transparency, (H,W,4), uint8 or float in [0,1]; or a tensor (3,H,W) or (1,3,H,W), uint8 or float in [0,1].
 
     Returns:
         A PIL image of mode RGB.
@@ -42,7 +42,8 @@ def read_image(source) -> Image.Image:
         return _from_pillow(source, "the input")
     if hasattr(source, "read"):
         return _from_pillow(source.read(), "the input")
-    return _from_array(source if isinstance(source, np.ndarray) else _tensor_to_array(source))
+    array = source if isinstance(source, np.ndarray) else _tensor_to_array(source)
+    return _from_pillow(_from_array(array), "the array")
 
 
 def image_to_tensor(image: Image.Image):
@@ -211,8 +212,9 @@ def _tensor_to_array(tensor) -> np.ndarray:
 
 
 def _from_array(array: np.ndarray) -> Image.Image:
-    if array.ndim not in (2, 3) or array.ndim == 3 and array.shape[2] != 3:
-        raise ImageError(f"an array of shape {array.shape} is no image: give (H,W,3) or (H,W)")
+    """The array as a Pillow image of 8 bits; refused by size before it is copied."""
+    if array.ndim not in (2, 3) or array.ndim == 3 and array.shape[2] not in (3, 4):
+        raise ImageError(f"an array of shape {array.shape} is no image: give (H,W,3), (H,W,4) or (H,W)")
     _refuse_size(array.shape[1], array.shape[0], "the array")
     if np.issubdtype(array.dtype, np.floating):
         if not (array.min() >= 0 and array.max() <= 1):
@@ -220,4 +222,4 @@ def _from_array(array: np.ndarray) -> Image.Image:
         array = np.rint(array.astype(np.float64) * 255).astype(np.uint8)
     if array.dtype != np.uint8:
         raise ImageError(f"an image of {array.dtype} has no agreed range: give uint8, or floats in [0,1]")
-    return Image.fromarray(array).convert("RGB")
+    return Image.fromarray(array)

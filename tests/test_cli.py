@@ -381,6 +381,8 @@ def test_an_empty_folder(run, tmp_path, capsys):
         ["--decoder", "perceptual"],
         [""],
         ["other.jpg", "-o", "-"],
+        ["other.jpg", "-o", "both.hf"],
+        ["other.jpg", "-o", "both.png"],
         ["-"],
     ],
 )

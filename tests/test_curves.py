@@ -14,6 +14,7 @@ from PIL import Image
 from eval.baselines import Baseline
 from eval.curves import COLUMNS, Coding, Rows, average, measure_all, run
 from eval.datasets import sha256
+from hybridflow.errors import HybridFlowError
 from hybridflow.image_io import read_image
 
 
@@ -117,6 +118,14 @@ def test_another_csv_is_refused_and_left_alone(tmp_path):
     with pytest.raises(Exception, match="other columns"):
         Rows(path)
     assert path.read_text() == "a,b\n1,2\n"
+
+
+def test_a_file_is_no_folder_for_results(folder, tmp_path):
+    path = tmp_path / "results.csv"
+    path.write_text("mine")
+    with pytest.raises(HybridFlowError, match="is a file: name a folder"):
+        run([Darker()], folder, path, "rows.csv", workers=1)
+    assert path.read_text() == "mine"
 
 
 def test_an_unreadable_image_is_named_and_counted(folder, tmp_path, capsys):

@@ -146,6 +146,9 @@ def test_transparency_is_laid_over_white_and_said(photo):
     with pytest.warns(UserWarning, match="transparency") as caught:
         image = read_image(file_bytes(see_through))
     assert caught[0].filename == __file__
+    with pytest.warns(UserWarning, match="transparency") as caught:
+        assert read_image(np.asarray(see_through)) == image
+    assert caught[0].filename == __file__
     weight = np.asarray(see_through.getchannel("A"))[..., None] / 255
     assert np.abs(pixels(image) - (pixels(photo) * weight + 255 * (1 - weight))).max() <= 1
 
@@ -241,7 +244,7 @@ def test_damaged_images_never_escape_as_other_errors(photo):
         (".", "directory"),
         (b"just some text", "not an image"),
         (b"", "not an image"),
-        (np.zeros((4, 4, 4), np.uint8), "shape"),
+        (np.zeros((4, 4, 2), np.uint8), "shape"),
         (np.zeros((4,), np.uint8), "shape"),
         (np.zeros((0, 4, 3), np.uint8), "pixels"),
         (np.full((4, 4), 255.0), "[0,1]"),

@@ -17,6 +17,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from training_process import precision, train
 
+from hybridflow.cli import main
 from hybridflow.errors import TrainingError
 from hybridflow.training.config import TrainConfig
 from hybridflow.training.data import PhotoSet
@@ -177,7 +178,7 @@ def test_the_clock_ends_a_run(folder, every_part, tmp_path):
     assert (tmp_path / "weights.safetensors").exists()
 
 
-def test_runs_are_not_mixed_up(folder, every_part, tmp_path):
+def test_runs_are_not_mixed_up(folder, every_part, tmp_path, capsys):
     settings = {"batch": 1, "crop": 64, "max_steps": 1}
     with pytest.raises(TrainingError, match="no run to resume"):
         run("correction", folder, tmp_path, None, settings, resume=True)
@@ -186,6 +187,8 @@ def test_runs_are_not_mixed_up(folder, every_part, tmp_path):
         run("correction", folder, tmp_path, every_part, settings)
     with pytest.raises(TrainingError, match="another stage than predictor"):
         run("predictor", folder, tmp_path, None, settings, resume=True)
+    arguments = ["train", "predictor", "--resume", "--data", str(tmp_path / "none"), "--out", str(tmp_path)]
+    assert main(arguments) == 1 and "another stage than predictor" in capsys.readouterr().err  # before photos are read
     with pytest.raises(TrainingError, match="another preset"):
         arguments = TrainConfig(**settings), PhotoSet(folder), tmp_path, None, True, start_processes("cpu")
         Run("correction", "tiny", *arguments)

@@ -174,7 +174,7 @@ def _train(args: argparse.Namespace) -> int:
         settings = ["max_steps=null", *settings, f"max_minutes={args.max_minutes}"]
     if args.max_steps is not None:
         settings.append(f"max_steps={args.max_steps}")
-    check_folder(args.out, args.resume)
+    check_folder(args.out, args.stage, args.resume)
     if args.init is not None and not args.init.exists():
         raise TrainingError(f"there is no {args.init}: name by --init what the stages before it left")
     config = load_config(args.stage, args.preset, settings, args.out / "config.yaml" if args.resume else None)

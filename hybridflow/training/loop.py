@@ -32,7 +32,7 @@ from hybridflow.training.stages import STAGES
 from hybridflow.training.validation import validate
 
 _STATE_FORMAT = 3
-"""Rises whenever `state.pt` holds other things than before."""
+"""Rises whenever an older `state.pt` cannot be gone on from."""
 
 
 def start_processes(device: str) -> Any:
@@ -95,7 +95,7 @@ class Run:
         if self.share * config.accumulate * accelerator.num_processes != config.batch:
             parts = f"{accelerator.num_processes} processes x accumulate={config.accumulate}"
             raise TrainingError(f"batch={config.batch} cannot be split over {parts}: choose a multiple")
-        check_folder(out, resume)
+        check_folder(out, stage, resume)
         torch.manual_seed(config.seed)
         model = HybridFlow(preset)
         if STAGES[stage].decoder == "perceptual":
@@ -119,7 +119,7 @@ class Run:
         self.measured: dict[str, float] = {}
         self.ended = False
         if resume:
-            self._load(stage)
+            self._load()
         if accelerator.is_main_process:
             out.mkdir(parents=True, exist_ok=True)
             for left in out.glob(".*.partial"):  # of a save that a kill cut short
@@ -325,7 +325,6 @@ class Run:
         """Write the full state, and the averaged weights. The place in the data is the step."""
         state = {
             "format": _STATE_FORMAT,
-            "name": type(self.stage).__name__,
             "parts": self.parts,
             "stage": self.stage.state_dict(),
             "average": self.average,
@@ -341,14 +340,12 @@ class Run:
             replace_atomically(self.out / "state.pt", lambda path: torch.save(state, path))
         self._save_weights("weights.safetensors")
 
-    def _load(self, stage: str) -> None:
+    def _load(self) -> None:
         # To the CPU: there the optimisers want their count of steps, and they move the rest to the device themselves.
         state = torch.load(self.out / "state.pt", map_location="cpu", weights_only=True)
         if state.get("format") != _STATE_FORMAT:
             mend = "go on from its weights.safetensors by --init, in another folder by --out"
             raise TrainingError(f"{self.out}/state.pt is of another version of HybridFlow: {mend}")
-        if state["name"] != type(self.stage).__name__:
-            raise TrainingError(f"{self.out} holds a run of another stage than {stage}: name another folder by --out")
         try:
             self.stage.load_state_dict(state["stage"])
         except RuntimeError:
@@ -362,13 +359,16 @@ class Run:
             setattr(self, name, state[name])
 
 
-def check_folder(out: Path, resume: bool) -> None:
-    """Raise TrainingError if a run folder holds another run, or none to resume; call it before long work."""
+def check_folder(out: Path, stage: str, resume: bool) -> None:
+    """Raise TrainingError if a run folder holds another run, or none of this stage to resume; call it before long
+    work."""
     there = (out / "state.pt").exists()
     if there and not resume:
         raise TrainingError(f"{out} holds a run: go on with it by --resume, or name another folder by --out")
     if resume and not there:
         raise TrainingError(f"{out} holds no run to resume: leave --resume out, or name its folder by --out")
+    if resume and yaml.safe_load((out / "config.yaml").read_text())["stage"] != stage:
+        raise TrainingError(f"{out} holds a run of another stage than {stage}: name another folder by --out")
 
 
 @contextmanager
