@@ -13,8 +13,11 @@ The coder, for another implementation (all integers, unbounded unless a width is
 * State: ``low = 0``, ``range = 2**64 - 1``, ``words = 0``. Coding symbol k: ``step = range >> 24``;
   ``low += step * D[k]``; ``range = step * (D[k+1] - D[k])``; if now ``range < 2**32``, both ``low`` and ``range`` shift
   left by 32 bits and ``words += 1``.
-* The stream is the shortest byte string that, continued by zero bytes to ``32 * words + 64`` bits and read as a
-  big-endian number, lies in ``[low, low + range)``. A decoder reads zero bytes beyond its end.
+* The stream is the shortest byte string that, continued by zero bytes to ``4 * words + 8`` bytes and read as a
+  big-endian number, lies in ``[low, low + range)``; if it is shorter than ``4 * words - 8`` bytes (symbols 0 at the end
+  add nothing to ``low``) it is continued to so many. A decoder reads zero bytes beyond its end.
+* What was coded costs at most ``32 * words + 32`` bits, at ``24 - log2(D[k+1] - D[k])`` a symbol, so never more than
+  `SLACK` bits beyond the stream. That is at least ``PRECISION - log2(counts[k] + 1 / 16)``.
 """
 
 import numpy as np
@@ -24,6 +27,8 @@ from hybridflow.errors import FormatError
 
 PRECISION = 20
 WEIGHT_BITS = 40
+SLACK = 96
+"""Bits that may be read, at what they cost at least, beyond the end of a stream."""
 _CHUNK = 16  # bits of a uniform value that are coded as one symbol
 _ESCAPE_BITS = 48  # longest Exp-Golomb suffix: escaped values stay below 2**48
 
@@ -64,9 +69,13 @@ def _model(counts: np.ndarray) -> tuple:
     return (stream.model.Categorical(perfect=False), probabilities)
 
 
-def _cost(symbols: np.ndarray, counts: np.ndarray) -> float:
-    """-log2 p of symbols (n,), n >= 1, summed."""
-    chosen = counts[symbols] if counts.ndim == 1 else np.take_along_axis(counts, symbols[:, None], axis=1)
+def _chosen(symbols: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """The counts (n,) of symbols (n,)."""
+    return counts[symbols] if counts.ndim == 1 else np.take_along_axis(counts, symbols[:, None], axis=1)[:, 0]
+
+
+def _cost(chosen: np.ndarray) -> float:
+    """-log2 p of symbols of these counts (n,), summed."""
     return float(np.sum(PRECISION - np.log2(chosen)))
 
 
@@ -88,7 +97,8 @@ class Encoder:
 
     Attributes:
         bits: float, the running sum of -log2 p over all symbols so far. Differences of it are the cost of a section;
-            ``len(finish())`` is within one byte of ``bits / 8``, and less than .006 bits a symbol.
+            ``len(finish())`` is at most one byte, and less than .006 bits a symbol, over ``bits / 8``. It is well under
+            it where many symbols of the lowest counts were coded, whose share of the range is a 16th larger.
     """
 
     def __init__(self) -> None:
@@ -102,7 +112,7 @@ class Encoder:
             return
         counts = np.asarray(counts)
         self._coder.encode(symbols, *_model(counts))
-        self.bits += _cost(symbols, counts)
+        self.bits += _cost(_chosen(symbols, counts))
 
     def encode_signed(self, values: np.ndarray, counts: np.ndarray) -> None:
         """Append values (n,), any integers with |v| < 2**48, by tables of 2R+2 entries: -R..R, then the escape.
@@ -136,19 +146,19 @@ class Encoder:
         self.bits += bits
 
     def finish(self) -> bytes:
-        """The shortest byte string that decodes to all symbols so far; empty if none cost anything."""
+        """The shortest byte string that decodes to all symbols so far, not much shorter than what a decoder reads; empty
+        if none cost anything."""
         words, (low_64, size) = self._coder.pos()
         length = 4 * words + 8
         # What constriction would write lies in the interval too, which gives the bits of `low` above its lowest 64.
         sealed = self._coder.get_compressed().astype(">u4").tobytes()
         sealed = int.from_bytes(sealed.ljust(length, b"\0"), "big")
         low = sealed - (sealed - low_64) % 2**64
-        if low == 0:
-            return b""
         # Of the numbers in [low, high], the one with the most trailing zeros: high, cut where low - 1 departs from it.
         high = low + size - 1
-        cut = ((low - 1) ^ high).bit_length() - 1
-        return (high >> cut << cut).to_bytes(length, "big").rstrip(b"\0")
+        cut = ((low - 1) ^ high).bit_length() - 1 if low else high.bit_length()
+        shortest = (high >> cut << cut).to_bytes(length, "big").rstrip(b"\0")
+        return shortest.ljust(length - 16, b"\0")
 
 
 def _reading(data: bytes, beyond: bytes) -> stream.queue.RangeDecoder:
@@ -172,7 +182,7 @@ class Decoder:
     """
 
     def __init__(self, data: bytes, cut: bool = False) -> None:
-        self.bits = 0.0
+        self.bits = self._least = 0.0
         self.past_end = False
         self._available = 8 * len(data)
         self._coder = _reading(data, b"\0")
@@ -196,7 +206,7 @@ class Decoder:
     @property
     def overrun(self) -> bool:
         """Whether so much was read beyond the end that no encoder can have written these bytes."""
-        return self.bits > self._available + 64
+        return self._least > self._available + SLACK
 
     def decode(self, n: int, counts: np.ndarray) -> np.ndarray:
         """The next n symbols, (n,) int32 in [0, K), by one table (K,) or a row a symbol (n, K).
@@ -211,7 +221,9 @@ class Decoder:
         counts = np.asarray(counts)
         model = _model(counts)
         symbols = self._decode(*model, n) if len(model) == 1 else self._decode(*model)
-        self.bits += _cost(symbols, counts)
+        chosen = _chosen(symbols, counts)
+        self.bits += _cost(chosen)
+        self._least += _cost(chosen + 1 / 16)
         return symbols
 
     def decode_signed(self, n: int, counts: np.ndarray) -> np.ndarray:
@@ -238,4 +250,5 @@ class Decoder:
         for _, width in _chunks(bits):
             value = value << width | int(self._decode(stream.model.Uniform(1 << width)))
         self.bits += bits
+        self._least += bits
         return value

@@ -45,6 +45,14 @@ def test_output_has_the_inputs_size(codec, photos, width, height, schedule):
     assert decoded.size == (width, height) and decoded.mode == "RGB"
 
 
+def test_a_picture_unlike_any_photo_comes_back():
+    """Thousands of its symbols are of the rarest."""
+    blocks = np.random.default_rng(0).choice([0, 255], (64, 64, 3)).astype(np.uint8)
+    tiny = hybridflow.load("tiny")
+    data = tiny.encode(blocks.repeat(16, 0).repeat(16, 1), quality=63, schedule="full")
+    assert tiny.info(data)["bytes"] == len(data)
+
+
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_the_decoder_sees_what_the_encoder_saw(codec, picture, schedule):
     data = codec.encode(picture, quality=31, schedule=schedule)

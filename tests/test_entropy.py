@@ -50,7 +50,7 @@ class DocumentedCoder:
         total = 32 * self.words + 64
         return next(
             length
-            for length in range(total // 8 + 1)
+            for length in range(max(0, 4 * self.words - 8), total // 8 + 1)
             if -(-self.low >> total - 8 * length) << total - 8 * length < self.low + self.range
         )
 
@@ -222,6 +222,34 @@ def test_a_decoder_knows_when_its_bytes_have_run_out():
             sure += 1
         assert decoder.past_end and 8 * (length - first) - 20 < sure <= 8 * (length - first) + 8
     assert not Decoder(data).past_end
+
+
+@pytest.mark.parametrize("size", [2, 80, 1024])
+@pytest.mark.parametrize("zeros", [0, 7, 3000])
+def test_nothing_that_was_written_is_taken_for_cut(size, zeros):
+    """Symbols of the lowest counts cost less than their probabilities say, and symbols 0 at the end add no bits."""
+    rng = np.random.default_rng(7)
+    table = share_counts(np.eye(size, dtype=np.int64)[-1])
+    symbols = np.append(rng.integers(0, size - 1, 5000), np.zeros(zeros, int))
+    encoder, reference = Encoder(), DocumentedCoder()
+    encoder.encode(symbols, table)
+    for symbol in symbols.tolist():
+        reference.symbol(symbol, table)
+    data = encoder.finish()
+    assert reference.accepts(data) and len(data) == reference.shortest()
+    decoder = Decoder(data)
+    for part in np.split(symbols, range(0, len(symbols), 100)[1:]):
+        assert (decoder.decode(len(part), table) == part).all() and not decoder.overrun
+
+
+def test_a_stream_that_lacks_its_last_bytes_is_taken_for_cut():
+    table = share_counts(np.ones(1024, int))
+    encoder = Encoder()
+    encoder.encode(np.random.default_rng(8).integers(0, 1024, 500), table)
+    for data in (encoder.finish()[:-14], b""):
+        decoder = Decoder(data)
+        decoder.decode(500, table)
+        assert decoder.overrun
 
 
 def outcome(data, counts):
