@@ -27,8 +27,9 @@ def read_image(source) -> Image.Image:
     RGB. Transparency is laid over white, and of an animation the first frame is taken, with a warning that says so.
 
     Args:
-        source: a path; the bytes of an image file or a binary file object; a PIL image; a numpy array (H,W,3), (H,W) or,
-            with transparency, (H,W,4), uint8 or float in [0,1]; or a tensor (3,H,W) or (1,3,H,W), uint8 or float in [0,1].
+        source: a path; the bytes of an image file or a binary file object; a PIL image; a numpy array (H,W,3), (H,W)
+            or, with transparency, (H,W,4), uint8 or float in [0,1]; or a tensor (3,H,W) or (1,3,H,W), uint8 or float
+            in [0,1].
 
     Returns:
         A PIL image of mode RGB.
