@@ -60,6 +60,9 @@ def spread_out(model: HybridFlow) -> HybridFlow:
         torch.nn.init.normal_(model.continuous.hyper_prior.out.weight, std=0.05)
         for join in model.correction.joins:
             torch.nn.init.normal_(join.weight, std=0.1)
+        for name, parameter in model.named_parameters():
+            if name.endswith((".step", ".quality.anchors")):  # else every quality, step and place were alike
+                torch.nn.init.normal_(parameter, std=0.3)
     return model
 
 

@@ -3,11 +3,12 @@
 import json
 import pickle
 from dataclasses import asdict
+from pathlib import Path
 
 import pytest
 import torch
 from conftest import SMALL, random_model
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from hybridflow.ablation import Ablations
 from hybridflow.checkpoint import (
@@ -24,6 +25,7 @@ from hybridflow.checkpoint import (
 from hybridflow.errors import CheckpointError
 from hybridflow.model import HybridFlow
 from hybridflow.training.cli import PARTS
+from hybridflow.weights import checkpoint_file, weights_folder
 
 
 @pytest.fixture(scope="module")
@@ -220,3 +222,42 @@ def test_equal_weights_make_equal_files(tmp_path):
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
     read, found = read_weights(tmp_path / "a")
     assert found == metadata and all(torch.equal(read[key], weights[key].half()) for key in weights)
+
+
+def test_a_path_is_ones_own_file_whatever_its_name(tmp_path):
+    assert checkpoint_file(tmp_path / "weights") == tmp_path / "weights"
+
+
+def test_weights_of_a_checkout_lie_beside_the_package(monkeypatch):
+    def absent(_):
+        raise ModuleNotFoundError
+
+    monkeypatch.setattr("hybridflow.weights.resources.files", absent)
+    assert weights_folder() == Path(__file__).parents[1] / "checkpoints"
+
+
+def test_a_release_with_a_count_of_zero_is_refused(checkpoint_path, tmp_path):
+    weights, metadata = read_weights(checkpoint_path)
+    counts = weights["continuous.scale_counts"]
+    counts[3, 5, 0] += counts[3, 5, 7]
+    counts[3, 5, 7] = 0
+    save_file(weights, tmp_path / "wrong.safetensors", metadata)
+    with pytest.raises(CheckpointError, match="no tables"):
+        load_release(tmp_path / "wrong.safetensors")
+
+
+def test_parts_whose_names_begin_alike_are_split_apart(tmp_path, monkeypatch):
+    monkeypatch.setattr("hybridflow.checkpoint.LARGEST_PART", 0)
+    save_file({"a.out.bias": torch.zeros(1), "a.outward.bias": torch.zeros(1)}, tmp_path / "w")
+    paths = split_parts(tmp_path / "w", tmp_path / "parts", ["a"])
+    assert {path.name: list(load_file(path)) for path in paths} == {
+        "a.out.safetensors": ["a.out.bias"],
+        "a.outward.safetensors": ["a.outward.bias"],
+    }
+
+
+def test_an_ablation_file_holds_no_baseline_that_was_not_named(tmp_path):
+    save_ablation(tmp_path / "a.safetensors", random_model(0), Ablations(SMALL), ["blind_predictor"])
+    weights, _ = read_weights(tmp_path / "a.safetensors")
+    baselines = {name for name, _ in Ablations(SMALL).named_children()}
+    assert {key.partition(".")[0] for key in weights} & baselines == {"blind_predictor"}

@@ -98,7 +98,14 @@ def test_the_limit_counts_what_is_worked_on(width, height, fits):
 
 @pytest.mark.parametrize(
     "fields",
-    [(0, 1, 0, "full", b"abc"), (1, 1, 64, "full", b"abc"), (1, 1, 0, "half", b"abc"), (1, 1, 0, "full", b"a")],
+    [
+        (0, 1, 0, "full", b"abc"),
+        (1, 2**32 + 1, 0, "full", b"abc"),
+        (1, 1, 64, "full", b"abc"),
+        (1, 1, -1, "full", b"abc"),
+        (1, 1, 0, "half", b"abc"),
+        (1, 1, 0, "full", b"a"),
+    ],
 )
 def test_a_header_holds_only_what_exists(fields):
     with pytest.raises(FormatError):
@@ -107,3 +114,10 @@ def test_a_header_holds_only_what_exists(fields):
 
 def test_checksum16_is_the_catalogued_crc():
     assert checksum16(b"123456789") == 0x29B1
+
+
+def test_a_file_of_an_older_version_wants_an_older_release():
+    data = pack(Header(768, 512, 31, "1_4", b"abc"), b"x")
+    for version, words in ((2, "release that wrote it"), (0, "release that wrote it"), (4, "update hybridflow")):
+        with pytest.raises(FormatError, match=words):
+            unpack(bytes([data[0], 0x80 + 8 * version]) + data[2:])

@@ -201,3 +201,15 @@ def test_probability_networks_have_the_shape_that_freezes_to_integers(preset):
                 allowed = (nn.ReLU, nn.PixelShuffle, nn.Embedding, QualityTable, nn.Sequential)
                 allowed += (IntegerIndexPrior, IntegerConv)
                 assert module is network or isinstance(module, allowed), module
+
+
+def test_probability_networks_know_quality_step_and_place():
+    torch.manual_seed(0)
+    context, hyper = ContextModel(4, 8, 6), HyperSynthesis(3, 8, 6)
+    for parameter in (*context.parameters(), *hyper.parameters()):
+        torch.nn.init.normal_(parameter)
+    known, features, qualities = torch.zeros(2, 4, 2, 2), torch.zeros(2, 6, 2, 2), torch.tensor([0, 63])
+    means = torch.stack([context(known, step, qualities, features)[0] for step in range(4)])
+    assert len(means.movedim(2, -1).flatten(0, -2).unique(dim=0)) == 4 * 2 * 2 * 2  # steps, qualities, places
+    low, high = hyper(torch.zeros(2, 3, 1, 1), qualities)
+    assert not torch.equal(low, high)

@@ -33,3 +33,20 @@ def test_seeds_samples_calls_and_elements_are_independent():
         pair = torch.stack([one.flatten(), next_one.flatten()])
         assert abs(float(torch.corrcoef(pair)[0, 1])) < 0.03
     assert not torch.equal(Draws(0, 0, torch.arange(1)).shared(9), Draws(0, 1, torch.arange(1)).shared(9))
+
+
+def test_what_a_step_shares_depends_on_the_seed():
+    assert not torch.equal(Draws(0, 0, torch.arange(1)).shared(9), Draws(1, 0, torch.arange(1)).shared(9))
+
+
+def test_what_a_step_shares_is_new_at_every_call_and_no_samples_own():
+    draws = Draws(0, 5, torch.arange(5, 6))
+    first, second = draws.shared(9), draws.shared(9)
+    assert not torch.equal(first, second)
+    assert not torch.equal(Draws(0, 5, torch.arange(5, 6)).uniform(9)[0], first)
+
+
+def test_the_highest_number_is_below_one(monkeypatch):
+    monkeypatch.setattr("hybridflow.draws._mix", lambda x: 0 * x + 0xFFFFFFFF)
+    draws = Draws(0, 0, torch.arange(2))
+    assert draws.uniform(3).max() < 1 and draws.integers(6, 3).max() == 5

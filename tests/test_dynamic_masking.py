@@ -78,3 +78,27 @@ def test_error_maps_fit_the_image(lpips, height, width):
     pixels = pixel_errors(x, x_hat).mean(1, keepdim=True)
     assert (errors >= pixels).all() and errors.mean() > pixels.mean()
     assert errors[..., :8, :8].mean() > errors.mean()
+
+
+@torch.inference_mode()
+def test_error_maps_are_pixel_errors_and_lpips_of_images_in_minus_one_to_one():
+    torch.manual_seed(0)
+    lpips, (x, x_hat) = spatial_lpips(torch.device("cpu")), torch.rand(2, 1, 3, 64, 64)
+    expected = pixel_errors(x, x_hat).mean(1, keepdim=True) + lpips(2 * x - 1, 2 * x_hat - 1)
+    torch.testing.assert_close(error_map(x, x_hat, lpips), expected)
+    narrow = [image[..., :16, :] for image in (x, x_hat)]
+    wide = [torch.cat([image, image[..., -1:, :].expand(1, 3, 16, 64)], 2) for image in narrow]
+    torch.testing.assert_close(error_map(*narrow, lpips), error_map(*wide, lpips)[..., :16, :])
+
+
+def test_small_images_may_spend_96_bits_on_their_schedules():
+    over = 0
+    for seed in range(8):
+        torch.manual_seed(seed)
+        errors = torch.rand(4, 1, 5, 6).repeat_interleave(96, 2).repeat_interleave(96, 3)
+        chosen = choose_regions(errors, torch.zeros(4, 30, 36), 1e-3)
+        cheapest = errors[:, 0, ::96, ::96].argmin(0).numpy()
+        bits = bits_of(cheapest)[1].sum()
+        assert bits <= 96 and (chosen == cheapest).all()
+        over += bits > 60
+    assert over > 1

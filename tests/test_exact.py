@@ -5,12 +5,12 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import random_model
+from conftest import SMALL, random_model
 from golden.make import CHECKPOINT, DIGESTS, digests, read_golden
 
 from hybridflow.checkpoint import load_release
 from hybridflow.codec import Codec
-from hybridflow.entropy import PRECISION
+from hybridflow.entropy import PRECISION, share_counts
 from hybridflow.exact import EXPONENTIALS, LOGIT_STEPS, SHIFT, IntegerConv, activate, rescale
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))]
@@ -188,3 +188,26 @@ def test_half_precision_pixels_and_devices_change_nothing_that_files_hold(device
     codec = Codec(load_release(CHECKPOINT)[0], "golden")
     codec.model.to(device).bfloat16()
     assert {name: digests(read_golden(codec, name)) for name in EXPECTED} == EXPECTED
+
+
+@pytest.mark.parametrize("far", [2**40, -(2**40)])
+def test_inputs_are_clamped_to_their_limits(far):
+    model, given = random_model(0), []
+    latent, prior = model.continuous.exact, model.index_prior.exact
+    for layer in (latent.inward, latent.known, latent.hyper_prior.known, prior.first):
+        layer.register_forward_pre_hook(lambda _, arguments: given.append(int(arguments[0].abs().max())))
+    z = torch.full((1, SMALL.z_channels, 1, 1), far)
+    y = torch.full((1, SMALL.latent_channels, 4, 4), far)
+    latent.distribution(y, 0, 31, latent.features(z, 31))
+    latent.hyper_prior.distribution(z, 0, 31)
+    prior.features(y, 31)
+    assert given == [127, 8191, 8191, 8191]
+
+
+def test_logits_sixteen_below_the_highest_weigh_nothing():
+    prior = random_model(0).index_prior.exact
+    logits = torch.full((1, 64), -EXPONENTIALS)
+    logits[0, :3] = torch.tensor([0, -128, 1 - EXPONENTIALS])
+    weights = np.zeros(64, np.int64)
+    weights[:3] = prior.exponential[-logits[0, :3]].numpy()
+    assert np.array_equal(prior.counts(logits)[0], share_counts(weights))

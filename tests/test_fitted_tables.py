@@ -1,5 +1,7 @@
 """The coder's tables: fitted to what photos hold, counted as it is coded."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from conftest import random_model
@@ -65,3 +67,14 @@ def test_freezing_fits_the_tables():
     fitted = model.continuous(images, quality).likelihoods["y"].log2().sum()
     model.update(force=True)
     assert fitted > 0.99 * model.continuous(images, quality).likelihoods["y"].log2().sum()
+
+
+def test_symbols_beyond_the_tables_are_not_counted():
+    distances = torch.tensor([0.0, REACH, REACH + 1, -REACH - 1])
+    codec = SimpleNamespace(
+        analysis=lambda x: x,
+        gain=lambda y, quality: (y, y),
+        quantise_y=lambda y, z, quality: (distances, torch.zeros(4), torch.full((4,), 3)),
+    )
+    counts = count_distances(codec, [(torch.zeros(1), torch.zeros(1))])
+    assert counts.sum() == 2 and counts[3, REACH] == counts[3, 2 * REACH] == 1

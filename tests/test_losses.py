@@ -15,6 +15,7 @@ from hybridflow.losses import (
     RATE_WEIGHT_LOWEST_QUALITY,
     UNEVEN_WEIGHT,
     Distortion,
+    _shift_and_rescale,
     bits,
     gaussian_bits,
     masked_accuracy,
@@ -164,3 +165,30 @@ def test_accuracy_counts_masked_positions_only():
     logits = torch.nn.functional.one_hot(torch.tensor([[[0, 1], [0, 0]]]), 4).permute(0, 3, 1, 2).float()
     sent = torch.tensor([[[False, True], [False, True]]])
     assert float(masked_accuracy(logits, indices, sent)) == 0.5
+
+
+def test_lpips_of_the_distortion_sees_images_in_minus_one_to_one():
+    torch.manual_seed(0)
+    distortion, (x, x_hat) = Distortion(), torch.rand(2, 2, 3, 64, 64)
+    _, terms = distortion(x, x_hat, Draws(0, 7, torch.arange(2)))
+    seen = _shift_and_rescale(Draws(0, 7, torch.arange(2)), 2 * x - 1, 2 * x_hat - 1)
+    torch.testing.assert_close(terms["lpips"], distortion.lpips(*seen).mean())
+
+
+def test_images_are_shifted_by_every_phase_and_half_of_the_time_made_smaller():
+    ramp = torch.arange(64.0)
+    place = torch.stack([ramp[:, None].expand(64, 64), ramp.expand(64, 64)])[None]
+    seen = [_shift_and_rescale(Draws(0, step, torch.arange(1)), place)[0] for step in range(200)]
+    whole = [image for image in seen if image[0, 0, 1, 0] - image[0, 0, 0, 0] == 1]
+    corners = {tuple(image[0, :, 0, 0].int().tolist()) for image in whole}
+    assert corners == {(i, j) for i in range(4) for j in range(4)}
+    assert 70 < len(whole) < 130 and all(image.shape[-1] >= 45 for image in seen)
+
+
+def test_peaks_that_are_missing_count_as_those_that_are_too_many():
+    torch.manual_seed(0)
+    distortion, (x, x_hat) = Distortion(), torch.rand(2, 1, 3, 64, 64)
+    x_hat[..., ::8, ::8] += 0.5
+    ways = [distortion(*pair, Draws(0, 0, torch.arange(1)))[1]["peaks"] for pair in ((x, x_hat), (x_hat, x))]
+    assert ways[0] > 0
+    torch.testing.assert_close(*ways)

@@ -102,3 +102,11 @@ def test_random_masks_are_lattices_and_ratios():
 
 def test_random_masks_of_one_position():
     assert set(random_mask(Draws(1, 0, torch.arange(64)), 1, 1).flatten().tolist()) == {False, True}
+
+
+def test_random_ratios_are_squares_of_even_ones():
+    masks = random_mask(Draws(0, 0, torch.arange(4096)), 16, 16)
+    full = masks.float().mean((1, 2))
+    lattices = torch.tensor([0, 1 / 4, 1 / 9])
+    ratios = full[((full[:, None] - lattices).abs() > 0.04).all(1)]
+    assert (ratios > 0.5).float().sum() / 2048 == pytest.approx(1 - 0.5**0.5, abs=0.04)

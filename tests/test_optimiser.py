@@ -7,7 +7,7 @@ from conftest import SMALL
 from torch import nn
 
 from hybridflow.model import HybridFlow
-from hybridflow.training.optimiser import ADAMW_SHARE, Muon, hidden_weights, optimisers
+from hybridflow.training.optimiser import ADAMW_SHARE, WEIGHT_DECAY, Muon, hidden_weights, optimisers
 
 RATE = 0.01
 
@@ -93,3 +93,40 @@ def test_everything_else_moves_by_adamw_at_its_share():
     (change,) = moved([bias], set(), steps=40)
     torch.testing.assert_close(change.sign(), -bias.grad.sign())
     assert float(change.abs().mean()) == pytest.approx(40 * ADAMW_SHARE * RATE, rel=0.1)
+
+
+def test_weights_decay_by_their_rate():
+    for hidden, share in ((True, 1.0), (False, ADAMW_SHARE)):
+        weight = torch.nn.Parameter(torch.ones(4, 8))
+        weight.grad = torch.zeros(4, 8)
+        (optimiser,) = optimisers([weight], {weight} if hidden else set())
+        (group,) = optimiser.param_groups
+        group["lr"] = group["share"] * RATE
+        optimiser.step()
+        expected = torch.full((4, 8), share * RATE * WEIGHT_DECAY)
+        torch.testing.assert_close(1 - weight.detach(), expected, rtol=1e-2, atol=0)
+
+
+def test_adamw_moves_as_much_however_small_the_gradient():
+    torch.manual_seed(0)
+    bias = with_gradient(32)
+    bias.grad = 1e-5 * bias.grad.sign()
+    (change,) = moved([bias], set(), steps=40)
+    assert float(change.abs().mean()) == pytest.approx(40 * ADAMW_SHARE * RATE, rel=0.1)
+
+
+def test_muon_looks_ahead_as_timms_does():
+    torch.manual_seed(0)
+    gradients, found = torch.randn(3, 24, 96), []
+    makers = (
+        lambda w: Muon([{"params": [w], "lr": RATE}]),
+        lambda w: timm.optim.muon.Muon([w], lr=RATE, weight_decay=WEIGHT_DECAY, nesterov=True),
+    )
+    for make in makers:
+        weight = torch.nn.Parameter(torch.zeros(24, 96))
+        optimiser = make(weight)
+        for gradient in gradients:
+            weight.grad = gradient.clone()
+            optimiser.step()
+        found.append(weight.detach())
+    torch.testing.assert_close(*found, atol=2e-3, rtol=0)

@@ -5,12 +5,13 @@ import torch
 from conftest import SMALL, random_model
 from PIL import Image
 
-from hybridflow import tiling
+from hybridflow import refinement, tiling
 from hybridflow.draws import Draws
 from hybridflow.errors import HybridFlowError
 from hybridflow.image_io import image_to_tensor
 from hybridflow.losses import Distortion, rate_weight
-from hybridflow.refinement import RelaxedLatentModel
+from hybridflow.probability import latent_step_masks
+from hybridflow.refinement import RATE, RelaxedLatentModel, _Descent, _round
 
 STEPS = 8
 
@@ -89,3 +90,98 @@ def test_a_picture_of_many_tiles_is_made_better(codec, photos, monkeypatch):
         picture = image.crop((200, 100, 456, 228)).convert("RGB")
     plain, refined = (codec.encode(picture, quality=40, effort=effort) for effort in (0, STEPS))
     assert loss_of(codec, picture, refined) < loss_of(codec, picture, plain) - 0.01
+
+
+def test_the_relaxed_model_knows_quality_and_step():
+    exact, generator = random_model(0).continuous.exact, torch.Generator().manual_seed(0)
+    for values in (exact.known.bias, exact.step):
+        values.copy_(torch.randint(-(2**27), 2**27, values.shape, generator=generator))
+    exact.out.multiplier *= 20
+    known = torch.randint(-40, 41, (1, SMALL.latent_channels, 8, 8), generator=generator)
+    z = torch.randint(-3, 4, (1, SMALL.z_channels, 2, 2), generator=generator)
+    features, relaxed = exact.features(z, 20), RelaxedLatentModel(exact)
+    for quality in (0, 63):
+        for step in range(4):
+            mean, _ = exact.distribution(known, step, quality, features)
+            said, _ = relaxed.distribution(known / 16, step, quality, features)
+            assert (16 * said - mean).abs().mean() < 0.05 * mean.float().std()
+
+
+class Squares(torch.nn.Module):
+    """In place of the distortion; notes what is drawn."""
+
+    drawn: list = []
+    weight = 1.0
+
+    def forward(self, x, x_hat, draws):
+        self.drawn.append(float(draws.shared(1)))
+        return self.weight * (x - x_hat).square().flatten(1).mean(1), {}
+
+
+@pytest.fixture
+def descent(monkeypatch):
+    """refine(...) of a small model -> the gradients of its steps, and how far y_c went if all directions are ones."""
+    codec, gradients = random_model(0).continuous, []
+    monkeypatch.setattr(refinement, "Distortion", Squares)
+    monkeypatch.setattr(
+        refinement._Descent, "direction", lambda self, gradient: gradients.append(gradient) or torch.ones_like(gradient)
+    )
+    generator = torch.Generator().manual_seed(0)
+    gained = 3 * torch.randn(1, SMALL.latent_channels, 8, 20, generator=generator)
+    image = torch.rand(1, 3, 128, 320, generator=generator)
+    z = torch.zeros(1, SMALL.z_channels, 2, 5)
+
+    def decode(y_hat, window):
+        return torch.nn.functional.interpolate(y_hat[:, :3], scale_factor=16)
+
+    def run(steps):
+        gradients.clear()
+        moved = refinement.refine(codec, decode, image, gained, z, 40, steps) - gained
+        return list(gradients), moved
+
+    run.codec, run.gained, run.z, run.pixels = codec, gained, z, 128 * 320
+    return run
+
+
+def test_the_rate_is_lambda_times_bits_per_pixel(descent, monkeypatch):
+    monkeypatch.setattr(Squares, "weight", 0.0)
+    (gradient,), _ = descent(1)
+    exact, leaf = descent.codec.exact, descent.gained.clone().requires_grad_()
+    features, masks = exact.features(descent.z.long(), 40), latent_step_masks(SMALL.latent_channels, 8, 20)
+    _, bits = _round(RelaxedLatentModel(exact), features, masks, leaf, 40)
+    (rate_weight(torch.tensor(40)) / descent.pixels * bits).backward()
+    torch.testing.assert_close(gradient, leaf.grad)
+    assert (leaf.grad[:, -1] == 0).all() and leaf.grad[:, :-1].any()  # symbols of the smallest scale are not coded
+
+
+def test_the_distortion_of_tiles_is_that_of_the_whole(descent, monkeypatch):
+    (whole,), _ = descent(1)
+    monkeypatch.setattr(tiling, "TILE", 8)
+    (tiled,), _ = descent(1)
+    torch.testing.assert_close(tiled, whole)
+
+
+def test_the_rate_of_the_descent_falls_in_its_second_half_and_each_step_draws_anew(descent):
+    Squares.drawn.clear()
+    _, moved = descent(4)
+    torch.testing.assert_close(moved, torch.full_like(moved, -RATE / 2 * (1 + 1 + 1 + 0.5)), rtol=1e-4, atol=1e-6)
+    assert len(set(Squares.drawn)) == 4
+
+
+def test_directions_are_about_one_in_size_from_the_first_step_on():
+    gradient = 1e-3 * torch.randn(1, 4, 5, 6).sign()
+    descent = _Descent(gradient)
+    for _ in range(3):
+        torch.testing.assert_close(descent.direction(gradient), gradient.sign(), rtol=1e-3, atol=0)
+
+
+def test_a_picture_of_64_pixels_is_refined(codec, photos):
+    picture = Image.open(photos[2]).convert("RGB").crop((200, 100, 264, 164))
+    assert codec.encode(picture, effort=1) != codec.encode(picture)
+
+
+def test_what_is_descended_along_is_on_the_grid_of_what_is_decoded(descent):
+    exact = descent.codec.exact
+    features, masks = exact.features(descent.z.long(), 40), latent_step_masks(SMALL.latent_channels, 8, 20)
+    known, _ = _round(RelaxedLatentModel(exact), features, masks, descent.gained, 40)
+    torch.testing.assert_close(16 * known, (16 * known).round(), atol=1e-3, rtol=0)

@@ -9,6 +9,7 @@ import pytest
 from eval.curves import average
 from eval.result_files import RESULTS
 from eval.run import ablations_of, whole_of
+from hybridflow.codec import shipped_id
 from hybridflow.weights import DECODERS, available
 
 FOLDERS = ("kodak", "cid22val")
@@ -35,6 +36,12 @@ def test_every_curve_averages_its_rows(folder):
         assert found.keys() == curve["results"].keys()
         for figure, values in found.items():
             assert values == pytest.approx(curve["results"][figure], rel=1e-9), (key, figure)
+
+
+def test_what_parts_are_worth_is_of_the_models_that_are_shipped():
+    """Of what makes bits, at least."""
+    for path in (RESULTS / "parts").glob("*.json"):
+        assert json.loads(path.read_text())["description"].endswith(f"model id {shipped_id(path.stem)}"), path
 
 
 @pytest.mark.parametrize("name", available())

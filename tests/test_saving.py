@@ -46,7 +46,8 @@ def test_files_are_written_whole_or_not_at_all(tmp_path, monkeypatch):
 
 
 def test_places_that_hold_no_file_are_refused(tmp_path):
-    for path in (tmp_path / "no" / "folder", tmp_path, "/dev/null"):
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "no" / "folder", tmp_path, tmp_path / "pipe"):
         with pytest.raises(HybridFlowError, match="choose another"):
             write_atomic(path, b"data", force=True)
 
@@ -58,3 +59,32 @@ def test_the_umask_says_who_may_read(tmp_path):
     finally:
         os.umask(before)
     assert path.stat().st_mode & 0o777 == 0o640
+
+
+def test_what_is_written_is_on_the_disk_before_it_replaces_anything(tmp_path, monkeypatch):
+    calls, fsync, replace = [], os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda file: calls.append("fsync") or fsync(file))
+    monkeypatch.setattr(os, "replace", lambda *paths: calls.append("replace") or replace(*paths))
+    write_atomic(tmp_path / "file", b"data")
+    assert calls == ["fsync", "replace", "fsync"]  # the file, then its folder
+
+
+def test_processes_that_write_one_file_do_not_share_their_halves(tmp_path, monkeypatch):
+    partials = []
+    for process in (1, 2):
+        monkeypatch.setattr(os, "getpid", lambda: process)
+        replace_atomically(tmp_path / "file", lambda partial: partials.append(partial) or partial.write_bytes(b""))
+    assert partials[0] != partials[1]
+
+
+def test_a_folder_that_is_not_to_be_listed_takes_files(tmp_path, monkeypatch):
+    open_ = os.open
+
+    def closed(path, *rest):
+        if os.path.isdir(path):
+            raise PermissionError(13, "Permission denied")
+        return open_(path, *rest)
+
+    monkeypatch.setattr(os, "open", closed)
+    write_atomic(tmp_path / "file", b"data")
+    assert (tmp_path / "file").read_bytes() == b"data"

@@ -3,14 +3,14 @@
 import numpy as np
 import pytest
 import torch
-from conftest import random_model
+from conftest import SMALL, random_model
 
 from hybridflow.entropy import Decoder, Encoder
 from hybridflow.errors import FormatError
-from hybridflow.masking import SCHEDULES, UNIFORM_SCHEDULES, coding_steps, region_grid, region_mask
+from hybridflow.masking import SCHEDULES, UNIFORM_SCHEDULES, coding_steps, region_grid, region_mask, step_places
 from hybridflow.model import HybridFlow
 from hybridflow.probability import MEAN_STEPS
-from hybridflow.stream_coding import RUN, code_sent, code_y, code_z
+from hybridflow.stream_coding import RUN, code_indices, code_sent, code_y, code_z
 
 SIZES = [(16, 16), (16, 32), (256, 48), (112, 80)]
 HEADER = b"header"
@@ -234,3 +234,47 @@ def test_threads_change_no_byte(model):
         assert torch.get_num_threads() == number
     torch.set_num_threads(threads)
     assert streams[0] == streams[1]
+
+
+def test_indices_of_a_step_do_not_see_each_other_however_many_there_are(probability, monkeypatch):
+    h, w, seen, index_step = 100, 90, {}, type(probability).index_step
+
+    def recorded(self, features, indices, known, step, places):
+        assert len(places) <= RUN
+        seen.setdefault(step, set()).add(int(known.sum()))
+        return index_step(self, features, indices, known, step, places)
+
+    monkeypatch.setattr(type(probability), "index_step", recorded)
+    y, sent = np.zeros((probability.channels, h, w), np.int64), np.ones((h, w), bool)
+    indices = np.random.default_rng(0).integers(0, SMALL.num_codes, (h, w))
+    coder = Encoder()
+    code_indices(coder, probability, 40, y, sent, indices)
+    assert np.array_equal(code_indices(Decoder(coder.finish()), probability, 40, y, sent)[1], indices)
+    sizes = [len(places) for places in step_places(h, w)]
+    assert max(sizes) > RUN and seen == {step: {sum(sizes[:step])} for step in range(4)}
+
+
+def test_escapes_of_z_follow_each_4096_values(probability):
+    """Else files of large images with escapes could not be read any more."""
+    rows, columns, steps = 50, 64, []
+    z = np.zeros((probability.z_channels, rows, columns), np.int64)
+    z[::2, ::3, ::5] = 10**6
+    encode = Encoder.encode_signed
+
+    class Noting(Encoder):
+        def encode_signed(self, values, counts):
+            steps.append(len(values))
+            encode(self, values, counts)
+
+    code_z(Noting(), probability, 31, 4 * rows, 4 * columns, z)
+    assert steps == 4 * [4096, 2304]
+
+
+def test_nothing_is_sent_where_the_regions_are_damaged(monkeypatch):
+    def damaged(*_):
+        raise FormatError("damaged")
+
+    monkeypatch.setattr(Decoder, "decode", damaged)
+    assert not code_sent(Decoder(b""), "dynamic", 7, 8, salvage=True).any()
+    with pytest.raises(FormatError):
+        code_sent(Decoder(b""), "dynamic", 7, 8)

@@ -89,3 +89,10 @@ def test_tiles_are_where_they_belong(monkeypatch):
         assert torch.equal(decoded[(..., *pixels_of(core))], image[(..., *pixels_of(part))])
         seen[pixels_of(part)] += 1
     assert (seen == 1).all()
+
+
+@pytest.mark.parametrize("size", [5, 64, 65, 200])
+def test_windows_have_their_margin_as_far_as_the_map_goes(size):
+    for (window, _), (core, _), (part, _) in tiles(size, 1):
+        assert (window.start, window.stop) == (max(0, part.start - HALO), min(size, part.stop + HALO))
+        assert window.start + core.start == part.start and window.start + core.stop == part.stop

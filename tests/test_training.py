@@ -30,7 +30,15 @@ from hybridflow.draws import Draws
 from hybridflow.errors import TrainingError
 from hybridflow.model import PRESETS
 from hybridflow.training.config import TrainConfig, load_config
-from hybridflow.training.data import Augmentation, PackedPhotos, PhotoSet, decode_photo, jitter_colour, validation_crops
+from hybridflow.training.data import (
+    AREA_POWER,
+    Augmentation,
+    PackedPhotos,
+    PhotoSet,
+    decode_photo,
+    jitter_colour,
+    validation_crops,
+)
 from hybridflow.training.freeze import freeze_weights
 from hybridflow.training.loop import Run, start_processes
 from hybridflow.training.stages import STAGES, Stage
@@ -602,3 +610,52 @@ def test_colour_jitter_is_by_sample_and_bounded():
 def test_centre_crops_are_the_same_every_time(photo_set):
     crops = photo_set.centre_crops(2, 64)
     assert torch.equal(crops[0], photo_set.photos[0][:, 8:72, 16:80] / 255)
+
+
+def test_large_photos_are_chosen_by_their_area_to_its_power(tmp_path):
+    for name, side in (("1", 64), ("2", 128)):
+        Image.new("RGB", (side, side), (side,) * 3).save(tmp_path / f"{name}.png")
+    crops = PhotoSet(tmp_path).crops(8, Draws(0, 0, torch.arange(4000)))
+    share = (crops[:, 0, 0, 0] > 0.4).float().mean()
+    assert float(share) == pytest.approx(4**AREA_POWER / (1 + 4**AREA_POWER), abs=0.015)
+
+
+def test_crops_reach_every_edge():
+    rows, columns = torch.meshgrid(torch.arange(10), torch.arange(14), indexing="ij")
+    packed = PackedPhotos([torch.stack([rows, columns, columns], -1).byte().numpy()])
+    crops = packed.crop(torch.zeros(500, dtype=torch.int64), 8, Draws(0, 0, torch.arange(500)), Augmentation()) * 255
+    assert set(crops[:, 0].amin((1, 2)).round().int().tolist()) == {0, 1, 2}
+    assert set(crops[:, 1].amin((1, 2)).round().int().tolist()) == set(range(7))
+
+
+def test_half_of_the_crops_are_not_down_scaled():
+    ramp = torch.arange(128).expand(128, 128)
+    packed = PackedPhotos([torch.stack([ramp] * 3, -1).byte().numpy()])
+    augmentation = Augmentation(downscale=1.5)
+    crops = 255 * packed.crop(torch.zeros(200, dtype=torch.int64), 32, Draws(0, 0, torch.arange(200)), augmentation)
+    steps = (crops[:, 0, 0, -1] - crops[:, 0, 0, 0]).abs() / 31
+    assert 70 < (steps < 1.001).sum() < 130 and 1.4 < steps.max() < 1.55
+
+
+def test_jitter_changes_each_image_by_its_own_three_numbers():
+    x = torch.tensor([[0.4, 0.6, 0.6, 0.5], [0.4, 0.6, 0.4, 0.5], [0.4, 0.6, 0.5, 0.5]])[None, :, None]
+    changed = jitter_colour(x.expand(64, -1, -1, -1), 0.2, Draws(0, 0, torch.arange(64)))
+    grey = (changed[:, 0, 0, 1] - changed[:, 0, 0, 0]) / 0.2
+    colour = (changed[:, 0, 0, 2] - changed[:, 1, 0, 2]) / 0.2
+    saturation, brightness = colour / grey, changed.mean((1, 2, 3)) / 0.5
+    contrast = grey / brightness
+    for numbers in (saturation, brightness, contrast):
+        assert 0.8 < numbers.min() < 0.85 and 1.15 < numbers.max() < 1.2
+    alone = jitter_colour(x, 0.2, Draws(0, 0, torch.arange(5, 6)))
+    torch.testing.assert_close(alone[0], changed[5])
+
+
+def test_a_photo_of_just_the_smallest_side_is_taken(tmp_path):
+    Image.new("RGB", (64, 80)).save(tmp_path / "1.png")
+    assert len(PhotoSet(tmp_path, min_side=64).photos) == 1
+
+
+def test_half_of_the_crops_are_mirrored():
+    packed = PackedPhotos([torch.arange(10)[None, :, None].expand(10, 10, 3).byte().numpy()])
+    crops = packed.crop(torch.zeros(500, dtype=torch.int64), 8, Draws(0, 0, torch.arange(500)), Augmentation())
+    assert 200 < (crops[:, 0, 0, 0] > crops[:, 0, 0, 7]).sum() < 300
