@@ -71,11 +71,9 @@ def test_a_woken_channel_is_expected_at_its_new_scale(images, synthesis):
     assert SCALE_MIN < AWAKE < SCALE_MAX
 
 
-def test_nothing_of_the_codec_hears_a_woken_channel_and_its_gains_undo_each_other():
-    torch.manual_seed(3)
-    codec, synthesis = codec_with_silent(1), Ablations(SMALL).light_synthesis
+def test_nothing_of_the_codec_hears_a_woken_channel_and_its_gains_undo_each_other(images, synthesis):
+    codec = codec_with_silent(1)
     torch.nn.init.normal_(codec.log_inverse_gain.anchors)
-    images = torch.nn.functional.interpolate(torch.rand(4, 3, 16, 16), scale_factor=4, mode="bilinear")
     revive_latents(codec, synthesis, images)
     readers = codec.hyper_analysis[0], codec.context.known, synthesis.trunk.entries[0]
     assert all((reader.weight[:, 1] == 0).all() and reader.weight[:, 0].any() for reader in readers)
@@ -83,15 +81,13 @@ def test_nothing_of_the_codec_hears_a_woken_channel_and_its_gains_undo_each_othe
     torch.testing.assert_close(codec.ungain(codec.gain(y, MIDDLE)[0], MIDDLE)[:, 1], y[:, 1])
 
 
-def test_a_woken_channel_is_louder_by_one_factor_and_a_dead_one_stays_finite():
-    torch.manual_seed(3)
-    images = torch.nn.functional.interpolate(torch.rand(4, 3, 16, 16), scale_factor=4, mode="bilinear")
+def test_a_woken_channel_is_louder_by_one_factor_and_a_dead_one_stays_finite(images, synthesis):
     codec = codec_with_silent(1)
     last = codec.analysis.net[-1]
     with torch.no_grad():
         last.weight[2], last.bias[2] = 0, 0
         before = codec.analysis(images)[:, 1]
-        revive_latents(codec, Ablations(SMALL).light_synthesis, images)
+        revive_latents(codec, synthesis, images)
         after = codec.analysis(images)[:, 1]
     torch.testing.assert_close(after / after.std(), before / before.std(), rtol=1e-2, atol=1e-2)
     assert last.weight.isfinite().all() and last.bias.isfinite().all()
