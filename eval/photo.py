@@ -100,8 +100,8 @@ class Photo:
 
     @torch.inference_mode()
     def codebook_alone(self, schedule: str) -> tuple[float, Tensor]:
-        """Estimated bytes of the indices that a uniform schedule sends, and all of them decoded as the tokenizer left
-        D_vq.
+        """Estimated bytes of the indices that a uniform schedule sends, and all of them decoded by the D_vq of that
+        stream alone.
 
         The predictor that does not see y^_c gives the probabilities of the sent ones, in the four steps that a file
         codes them in, and fills in the others. Header and checks are included.

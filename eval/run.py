@@ -11,8 +11,9 @@ plot tool reads them). Bits per pixel are 8 x bytes of the file / (width x heigh
   tiny-perceptual.json if `--decoder perceptual` has its second decoder read the files.
 * tiny-without-correction.json: the same files, decoded without D_corr's features.
 * tiny-without-predictor.json: every index sent, none predicted.
-* tiny-codebook-only.json: the codebook stream alone, decoded as its own stage left D_vq. A predictor that does not see
-  y^_c fills in what is not sent, and gives the probabilities from which the bytes of what is sent are estimated.
+* tiny-codebook-only.json: the codebook stream alone, with a D_vq of its own, as `hybridflow train codebook-only` left
+  it. A predictor that does not see y^_c fills in what is not sent, and gives the probabilities from which the bytes of
+  what is sent are estimated.
 * tiny-continuous-only.json: the continuous codec and a decoder of the hybrid's cost, as `hybridflow train baseline`
   left them; bytes are estimated.
 * tiny-continuous-mse.json: likewise of another run, named by `--mse`, that trained both for rate + MSE.

@@ -36,7 +36,7 @@ class Ablations(nn.Module):
     """Baselines beside the model.
 
     Attributes:
-        codebook_decoder: D_vq as the tokenizer stage left it: codebook stream alone.
+        codebook_decoder: D_vq as the tokenizer stage left it, then trained on for the codebook stream alone.
         continuous_alone, continuous_decoder: a continuous codec and a decoder of the hybrid's cost that were trained
             without the codebook stream, for as much as the hybrid knew when they started: continuous stream alone.
         light_synthesis: the decoder y^_c -> image that the continuous codec is first trained with, one replica of D_vq.

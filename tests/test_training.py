@@ -54,6 +54,7 @@ PARTS = {
     "refit": {"correction", "pixel_decoder", "predictor", "index_prior"},
     "transforms": {"continuous", "correction", "pixel_decoder", "predictor"},
     "baseline": {"continuous_alone", "continuous_decoder"},
+    "codebook-only": {"codebook_decoder"},
     "perceptual": {"perceptual"},
 }
 ADVERSARIAL = replace(CONFIG, adversarial_weight=0.5, adversarial_from=0.3)
@@ -122,6 +123,14 @@ def test_the_baseline_starts_as_what_the_hybrid_makes_of_the_mean_codeword(photo
         assert torch.equal(y_hat, stage.model.continuous(x, quality).y_hat)
         codes = stage.model.codebook.codewords.mean(0)[None, :, None, None].expand(1, -1, 4, 4)
         assert torch.allclose(stage.synthesis(y_hat), stage.model.merge(codes, y_hat), atol=1e-5)
+
+
+def test_the_codebook_stream_alone_learns_to_decode_all_indices_and_some(photo_set, init, tmp_path, monkeypatch):
+    stage, masks = start("codebook-only", photo_set, tmp_path, init).stage, []
+    fill_in = stage.model.fill_in
+    monkeypatch.setattr(stage.model, "fill_in", lambda *seen: masks.append(seen[1]) or fill_in(*seen))
+    stage("loss", torch.rand(32, 3, 64, 64), Draws(0, 0, torch.arange(32)), 0.0)
+    assert 8 < masks[0].flatten(1).all(1).sum() < 24
 
 
 def test_the_continuous_stage_goes_on_from_its_own_parts(photo_set, init, tmp_path):
@@ -252,6 +261,7 @@ def test_every_stage_overfits_two_pictures(tmp_path, one_thread):
         "refit": (50, 0.95),
         "transforms": (50, 0.95),
         "baseline": (50, 0.9),
+        "codebook-only": (50, 0.9),
         "perceptual": (50, 0.95),
     }
     y, x = torch.meshgrid(torch.arange(64.0), torch.arange(64.0), indexing="ij")

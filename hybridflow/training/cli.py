@@ -155,7 +155,7 @@ def _add_device_and_settings(parser: argparse.ArgumentParser) -> None:
 
 
 def _stages() -> str:
-    return "\n".join(f"  {name:<12}{', '.join(stage.trained)}" for name, stage in STAGES.items())
+    return "\n".join(f"  {name:<14}{', '.join(stage.trained)}" for name, stage in STAGES.items())
 
 
 def _settings() -> str:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from hybridflow.ablation import Ablations
 from hybridflow.checkpoint import makes_bits
+from hybridflow.codebook import Codebook
 from hybridflow.container import QUALITIES
 from hybridflow.continuous import ContinuousCodec, Latent
 from hybridflow.draws import Draws
@@ -203,8 +204,7 @@ class Tokenizer(Stage):
         codes = self.model.codebook_encoder(x)
         if codebook.started:
             codes = codebook(codes).codes
-        uncoded = x.new_full((len(x),), math.log2(codebook.num_codes) / (x[0, 0].numel() / codes[0, 0].numel()))
-        return self.model.pixel_decoder(codes), {"bpp_indices": uncoded}
+        return self.model.pixel_decoder(codes), {"bpp_indices": uncoded_bpp(codebook, codes, x)}
 
     @torch.no_grad()
     def _vectors(self) -> Tensor:
@@ -282,6 +282,28 @@ class Baseline(Continuous):
             last.bias.copy_(self.model.codebook.codewords.mean(0))
 
 
+class CodebookOnly(Stage):
+    """D_vq of the codebook stream alone, from where the tokenizer left it, around frozen indices: distortion. Half of
+    the samples send all indices, the others some, and what does not see y^_c fills in the rest. It is what the hybrid
+    has to beat, too."""
+
+    trained = ("codebook_decoder",)
+    reads = ("codebook_encoder", "codebook", "blind_predictor", *trained)
+
+    def loss(self, x: Tensor, draws: Draws, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
+        with torch.no_grad():
+            indices = self.model.indices_of(x)
+            sent = random_mask(draws, *indices.shape[1:]) | (draws.uniform(1, 1) < 0.5)
+            y_hat = x.new_zeros(len(x), self.model.preset.latent_channels, *indices.shape[1:])  # not looked at
+            codes = self.model.fill_in(indices, sent, self.ablations.blind_predictor(indices, sent, y_hat))
+        distortion, terms = self.distortion(x, self.ablations.codebook_decoder(codes), draws)
+        return distortion.mean(), terms
+
+    def reconstruct(self, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        codes = self.model.codebook.lookup(self.model.indices_of(x))
+        return self.ablations.codebook_decoder(codes), {"bpp_indices": uncoded_bpp(self.model.codebook, codes, x)}
+
+
 class PredictorStage(Stage):
     """Token transformer, its blind ablation, and the index prior: cross-entropy, on frozen streams."""
 
@@ -317,6 +339,11 @@ def index_bits(model: HybridFlow, indices: Tensor, sent: Tensor, y_gained: Tenso
 def bpp_by_part(likelihoods: dict[str, Tensor], x: Tensor) -> dict[str, Tensor]:
     """Estimated bits per pixel (B,) of each part of the stream: "bpp_y", "bpp_z", "bpp_indices"."""
     return {f"bpp_{part}": bits(values) / x[0, 0].numel() for part, values in likelihoods.items()}
+
+
+def uncoded_bpp(codebook: Codebook, codes: Tensor, x: Tensor) -> Tensor:
+    """Bits per pixel (B,) of images (B,3,H,W) if each of their codes (B,C,h,w) is sent as an index of fixed length."""
+    return x.new_full((len(x),), math.log2(codebook.num_codes) * codes[0, 0].numel() / x[0, 0].numel())
 
 
 def batch_means(terms: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -461,5 +488,6 @@ STAGES = {
     "refit": Refit,
     "transforms": Transforms,
     "baseline": Baseline,
+    "codebook-only": CodebookOnly,
     "perceptual": Perceptual,
 }
