@@ -255,12 +255,12 @@ def run(curves: Sequence[Curve], data: Path, output: Path, csv_name: str, worker
     output.mkdir(parents=True, exist_ok=True)
     rows = Rows(output / csv_name)
     if images:
-        dataset = describe(images)
+        distinct = {sha256(image): image for image in images}  # the same bytes count once
+        dataset = describe([*distinct.values()])
         print(dataset, flush=True)
-        measure_all(curves, images, rows, workers)
-        digests = {sha256(image) for image in images}
+        measure_all(curves, [*distinct.values()], rows, workers)
         for curve in curves:
-            result = average(rows.complete(digests, curve), curve.title, f"{dataset}; {curve.description}")
+            result = average(rows.complete(distinct.keys(), curve), curve.title, f"{dataset}; {curve.description}")
             (output / f"{curve.name}.json").write_text(json.dumps(result, indent=2, allow_nan=False) + "\n")
             print_table(result)
     return exit_code(len(listed), len(images))

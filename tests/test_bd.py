@@ -47,6 +47,8 @@ def test_overlap_is_of_both_ranges():
 def test_points_that_do_not_rise_are_left_out():
     found = CurveResult("a", "a", "", {"bpp": [1, 2, 2, 3], "lpips-alex": [0.5, 0.6, 0.4, 0.3]})
     assert increasing(found, "lpips-alex") == ([1, 2, 3], [-0.5, -0.4, -0.3])
+    found.results["lpips-alex"][1] = 0.45
+    assert increasing(found, "lpips-alex") == ([1, 2, 3], [-0.5, -0.45, -0.3])
 
 
 def test_the_command_says_the_overlap(tmp_path, capsys):

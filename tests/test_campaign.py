@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -15,7 +16,7 @@ from hybridflow.errors import TrainingError
 from hybridflow.training import campaign
 from hybridflow.training.campaign import Campaign
 from hybridflow.training.config import load_config, load_plan
-from hybridflow.training.data import decode_photo
+from hybridflow.training.data import Augmentation, decode_photo
 from hybridflow.training.loop import Run
 from hybridflow.training.stages import STAGES
 
@@ -85,6 +86,40 @@ def test_a_signal_in_the_last_step_of_a_stage_ends_the_call(two_splits, tmp_path
     assert list(whole.ledger["stages"]) == ["tokenizer"] and whole.next_stage == "continuous"
 
 
+@pytest.mark.parametrize("counted, at_first, steps", [(0, 7, 10), (100, 0, 103)])
+def test_every_step_is_counted_once(counted, at_first, steps, tmp_path, monkeypatch):
+    """Of a run whose last call was killed before it was counted, and of one whose state is lost."""
+    machine = SimpleNamespace(is_main_process=True, device=None, wait_for_everyone=int, free_memory=int)
+    run, kept = SimpleNamespace(step=at_first, over=True, ended=True), []
+
+    def train(minutes):
+        run.step += 3
+
+    def begun(*arguments):
+        assert arguments[-1] == 1.5  # minutes that the stage has had
+        return run
+
+    run.train = train
+    for name, stub in (("start_processes", lambda device: machine), ("Run", begun)):
+        monkeypatch.setattr(campaign, name, stub)
+    for name in ("open_photos", "validation_crops"):
+        monkeypatch.setattr(campaign, name, lambda *_: None)
+    monkeypatch.setattr(Campaign, "_keep", lambda self, stage, run, steps: kept.append(steps))
+    whole = Campaign("tiny", tmp_path, None, None)
+    whole.ledger["stages"]["tokenizer"] = {"finished": False, "minutes": 1.5, "steps": counted}
+    whole.train(tmp_path, 1, "cpu", [])
+    assert kept == [steps]
+
+
+def test_a_call_without_a_step_keeps_what_was_measured_before(tmp_path):
+    whole = Campaign("tiny", tmp_path, None, None)
+    machine = SimpleNamespace(is_main_process=False, wait_for_everyone=int)
+    run = SimpleNamespace(over=False, minutes=1.0, config=load_config("tokenizer", "tiny", []), accelerator=machine)
+    for run.measured in ({"loss": 2.0}, {"loss": 1.0}, {}):
+        whole._keep("tokenizer", run, 3)
+    assert whole.ledger["stages"]["tokenizer"]["validation"] == {"loss": 1.0}
+
+
 def test_photos_are_decoded_again_only_for_other_settings(two_splits, tmp_path, monkeypatch):
     decoded, sizes = [], {}
 
@@ -97,6 +132,7 @@ def test_photos_are_decoded_again_only_for_other_settings(two_splits, tmp_path, 
 
     def ended(stage, preset, config, photos, out, init, resume, accelerator, validation, minutes):
         sizes[stage] = len(validation), validation.shape[-1]
+        assert photos.augmentation == Augmentation(config.transpose, config.downscale, config.jitter)
         return SimpleNamespace(train=lambda minutes: None, over=True, ended=False, step=0)
 
     monkeypatch.setattr("hybridflow.training.data.decode_photo", count)
@@ -109,6 +145,17 @@ def test_photos_are_decoded_again_only_for_other_settings(two_splits, tmp_path, 
     crops = {stage: load_config(stage, "tiny", []).crop for stage in sizes}
     assert sizes == {stage: (1, crop) for stage, crop in crops.items()}
     assert len(decoded) == 2 * len(set(crops.values())) < 2 * len(crops)  # a photo of each split
+
+    def jittered(stage, *rest):
+        return replace(load_config(stage, *rest), jitter=0.1 * (stage == "predictor"))
+
+    def opened(data, config, device):
+        return SimpleNamespace(augmentation=Augmentation(config.transpose, config.downscale, config.jitter))
+
+    for name, stub in (("load_config", jittered), ("open_photos", opened)):
+        monkeypatch.setattr(campaign, name, stub)
+    monkeypatch.setattr(campaign, "validation_crops", lambda *_: torch.zeros(1, 3, 64, 64))
+    Campaign("tiny", tmp_path / "jittered", None, None).train(two_splits, 1, "cpu", ["validation_crops=1"])
 
 
 def test_a_preset_or_folder_that_does_not_fit_is_refused(tmp_path):
@@ -144,9 +191,14 @@ def test_parts_that_were_copied_halfway_are_copied_again(two_splits, tmp_path, m
             Campaign("tiny", out, parts, None).train(two_splits, 0, "cpu", [])
     again = Campaign("tiny", out, parts, None)
     assert again.next_stage == "continuous"
-    again.train(two_splits, 0, "cpu", [])
+    for _ in range(2):
+        again.train(two_splits, 0, "cpu", [])
     assert (out / "parts" / "codebook.safetensors").read_bytes() == b"weights"
-    assert Campaign("tiny", out, None, None).next_stage == "continuous"
+    stages = {"tokenizer": {"finished": True}, "continuous": {"finished": True}}
+    (out / "parts" / "campaign.json").write_text(json.dumps({"preset": "tiny", "stages": stages}))
+    later = Campaign("tiny", out, parts, None)  # whose own parts are newer
+    later.train(two_splits, 0, "cpu", [])
+    assert Campaign("tiny", out, None, None).next_stage == later.next_stage == "predictor"
 
 
 def test_the_command_says_what_comes_next(two_splits, tmp_path, monkeypatch, capsys):

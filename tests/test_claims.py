@@ -51,6 +51,8 @@ def test_a_claim_holds_or_not(ending, psnr, lpips, holds):
     rows = claim_rows([WHOLE, baseline])
     assert len(rows) == 3 and {row[-1] for row in rows} == {"yes" if holds else "no"}
     assert {row[5] for row in rows} == {f"{psnr:+.2f}"} and {row[8] for row in rows} == {f"{lpips - 1:+.1%}"}
+    assert rows[0][2:5] == ["0.0100", "22.00", f"{22 - psnr:.2f}"]
+    assert rows[0][6:8] == ["0.400", f"{0.4 / lpips:.3f}"]
 
 
 def test_a_curve_without_a_metric_is_one_error():

@@ -5,7 +5,7 @@ import time
 import pytest
 import torch
 
-from eval.cost import PROC, cost_of
+from eval.cost import MIB, PROC, _status, cost_of
 
 
 def test_seconds_are_those_of_the_call():
@@ -24,3 +24,4 @@ def test_memory_that_was_freed_before_counts_again():
     costs = [cost_of(fill)[1] for _ in range(3)]
     assert all(90 < cost.mib < 150 for cost in costs)
     assert all(cost.peak_mib > cost.mib for cost in costs)
+    assert costs[-1].peak_mib == pytest.approx(_status("VmHWM") / MIB, abs=20)  # since the last call began

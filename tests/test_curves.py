@@ -12,7 +12,8 @@ from conftest import save_crops
 from PIL import Image
 
 from eval.baselines import Baseline
-from eval.curves import COLUMNS, Coding, Rows, average, measure_all, run
+from eval.cost import Cost
+from eval.curves import COLUMNS, Coding, Rows, average, costs, measure_all, run
 from eval.datasets import sha256
 from hybridflow.errors import HybridFlowError
 from hybridflow.image_io import read_image
@@ -88,6 +89,23 @@ def test_rows_already_there_are_kept_and_others_are_made_anew(folder, tmp_path, 
     assert [(row["point"], row["made_by"]) for row in rows] == [("1", "second")] * 2 + [("2", "second")] * 2
     measure_all([Darker(points=("1",), made_by="third")], images, Rows(path))
     assert {row["made_by"] for row in Rows(path).by_key.values()} == {"third"}
+    measure_all([Darker(name="other")], images, Rows(path))
+    assert {row["curve"] for row in Rows(path).by_key.values()} == {"darker", "other"}
+
+
+def test_a_copy_of_an_image_counts_once(folder, tmp_path):
+    first = min(folder.iterdir())
+    first.with_name("copy.png").write_bytes(first.read_bytes())
+    assert run([Darker()], folder, tmp_path / "out", "rows.csv", 1) == 0
+    curve = json.loads((tmp_path / "out" / "darker.json").read_text())
+    assert curve["description"].startswith("pictures, 2 images")
+    assert len((tmp_path / "out" / "rows.csv").read_text().splitlines()) == 1 + 2 * 2
+
+
+def test_costs_are_named_and_left_out_where_unknown():
+    known = costs(Cost(1.0, 2.0, 20.0), Cost(3.0, 4.0, 40.0))
+    assert known == {"encoding_time": 1.0, "decoding_time": 3.0, "encoding_mib": 2.0, "decoding_mib": 4.0}
+    assert costs(Cost(1.0, None, None), Cost(3.0, None, None)) == {"encoding_time": 1.0, "decoding_time": 3.0}
 
 
 def test_rows_without_vggs_figures_are_made_anew_once_it_is_there(folder, tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
 """Metrics against the packages that define them; those on VGG16 where it is on this machine."""
 
+import math
 from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import patch
@@ -14,6 +15,7 @@ from PIL import Image
 from eval import vgg
 from eval.distortion import distortions, remembering, vgg_metrics
 from hybridflow.errors import HybridFlowError
+from hybridflow.grids import spectral_peaks
 from hybridflow.image_io import image_to_tensor, read_image
 
 EXAMPLES = Path(__file__).parent / "lpips_examples"
@@ -73,12 +75,15 @@ def test_without_vgg_its_figures_are_left_out(reference, monkeypatch, tmp_path):
     assert not {"lpips-vgg", "dists"} & set(figures) and "lpips-alex" in figures
 
 
-def test_grid_peaks_are_the_decoded_images_in_decibels(reference):
+def test_grids_are_the_decoded_images_their_peaks_in_decibels(reference):
     rows, columns = np.indices((64, 64))
     noise = np.random.default_rng(0).integers(0, 8, (64, 64))
     chessboard = 96 + 64 * ((rows // 8 + columns // 8) % 2) + noise
     decoded = Image.fromarray(chessboard.astype(np.uint8)).convert("RGB")
-    assert distortions(decoded, reference)["grid-peaks"] < 1 < distortions(reference, decoded)["grid-peaks"]
+    figures, others = distortions(reference, decoded), distortions(decoded, reference)
+    assert others["grid-peaks"] < 1 < figures["grid-peaks"] and others["blockiness-8"] < 2 < figures["blockiness-8"]
+    nats = float(spectral_peaks(image_to_tensor(decoded)).mean())
+    assert figures["grid-peaks"] == pytest.approx(10 * math.log10(math.exp(nats)), rel=1e-4)
 
 
 def test_a_damaged_file_of_vgg_is_one_error(monkeypatch, tmp_path):

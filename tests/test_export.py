@@ -1,5 +1,7 @@
 """Export: what a run's weights become, and the perceptual decoder in a file of its own."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from PIL import Image
@@ -8,8 +10,10 @@ from safetensors.torch import load_file, save_file
 import hybridflow
 from conftest import SMALL
 from hybridflow.cli import main
+from hybridflow.masking import UNIFORM_SCHEDULES
 from hybridflow.training.config import TrainConfig
 from hybridflow.training.data import PhotoSet
+from hybridflow.training.export import _distortion, _pareto_front, choose_operating_points
 from hybridflow.training.loop import Run, start_processes
 
 
@@ -29,6 +33,38 @@ def second_decoder(weights):
     """Weights of a perceptual decoder: those of the first."""
     first = {key: value for key, value in weights.items() if key.startswith(("pixel_decoder.", "correction."))}
     return {f"perceptual.{key}": value.clone() for key, value in first.items()}
+
+
+def test_of_points_those_are_kept_that_none_beats_by_their_rate():
+    points = [(0.04, 0.2, "b"), (0.01, 0.5, "a"), (0.03, 0.6, "worse"), (0.05, 0.2, "no better"), (0.06, 0.1, "c")]
+    assert _pareto_front(points) == ["a", "b", "c"]
+
+
+def test_points_are_compared_by_pixels_and_lpips():
+    x, far = torch.full((1, 3, 8, 8), 0.5), torch.full((1, 3, 8, 8), 0.7)
+
+    def lpips(a, b):
+        assert a.max() == 0 and float(b.max()) == pytest.approx(0.4)  # of images in [-1,1]
+        return torch.tensor(0.3)
+
+    assert _distortion(x, far, lpips) == pytest.approx(2 * 0.2 + 16 * 0.04 + 0.3, abs=0.01)
+
+
+def test_operating_points_lie_between_those_that_were_measured(monkeypatch):
+    """Of a cheap schedule and a better one, by their qualities; a third is never worth its bytes."""
+    monkeypatch.setattr("hybridflow.training.export.load_lpips", lambda: None)
+    monkeypatch.setattr("hybridflow.training.export._distortion", lambda x, decoded, lpips: decoded)
+    better, *_, cheap = UNIFORM_SCHEDULES
+    costs = {schedule: (9000, 9.0) for schedule in UNIFORM_SCHEDULES} | {cheap: (1000, 8.0), better: (3000, 6.0)}
+    model = SimpleNamespace(
+        probability=lambda: None,
+        analyse=lambda crop: SimpleNamespace(image=crop),
+        write=lambda analysed, quality, schedule, probability: (bytes(costs[schedule][0] + 10 * quality), schedule),
+        synthesise=lambda schedule, quality: costs[schedule][1] - quality / 63,
+    )
+    photos = SimpleNamespace(centre_crops=lambda count, side: torch.zeros(count, 1))
+    expected = [(quality, schedule) for schedule in (cheap, better) for quality in range(64)]
+    assert choose_operating_points(model, photos, 2) == expected
 
 
 def test_a_run_of_the_perceptual_stage_exports_a_second_decoder(every_part, two_splits, tmp_path):
@@ -111,8 +147,10 @@ def test_nothing_is_replaced_without_force(command, every_part, two_splits, tmp_
 def test_a_folder_of_parts_is_exported_too(every_part, two_splits, tmp_path):
     weights = load_file(every_part)
     (tmp_path / "parts").mkdir()
-    for part in {key.partition(".")[0] for key in weights}:
+    for part in {key.partition(".")[0] for key in weights} - {"blind_predictor"}:
         tensors = {key: value for key, value in weights.items() if key.startswith(part + ".")}
         save_file(tensors, tmp_path / "parts" / f"{part}.safetensors")
     save_file(second_decoder(weights), tmp_path / "parts" / "perceptual.safetensors")
     assert "tiny-perceptual.safetensors" in export(tmp_path / "parts", two_splits, tmp_path / "out")
+    beside = {key.partition(".")[0] for key in load_file(tmp_path / "out" / "tiny-ablation.safetensors")}
+    assert "codebook_decoder" in beside and "blind_predictor" not in beside  # was never trained

@@ -8,11 +8,11 @@ from safetensors.torch import load_file, save_file
 from hybridflow.checkpoint import load_parts, model_id
 from hybridflow.cli import main
 from hybridflow.errors import CheckpointError, TrainingError
-from hybridflow.exact import ACTIVATION_MAX, SHIFT, IntegerNetwork
+from hybridflow.exact import ACTIVATION_MAX, SHIFT, IntegerConv, IntegerNetwork
 from hybridflow.model import HybridFlow
 from hybridflow.training.config import TrainConfig
 from hybridflow.training.data import PhotoSet
-from hybridflow.training.freeze import _step, freeze, freeze_weights
+from hybridflow.training.freeze import PASSES, _quantise, _step, freeze, freeze_weights
 from hybridflow.training.loop import Run, start_processes
 
 
@@ -76,6 +76,43 @@ def test_the_step_of_activations_spares_outliers_and_covers_the_rest():
     values[:, 2] = 0
     step = ACTIVATION_MAX * _step(values)
     assert 0.9 < step[0] < 1.01 and 0.9 < step[1] < 2.5 and 0 < step[2] < 0.1
+
+
+def test_every_photo_is_seen_at_several_qualities():
+    model, seen = HybridFlow(SMALL), []
+    model.continuous.register_forward_pre_hook(lambda module, arguments: seen.append(arguments[1]))
+    freeze(model, noise(side=64))
+    qualities = torch.stack(seen[:PASSES])
+    assert {0, 63} <= set(qualities[0].tolist())
+    assert all(len(set(of_photo)) == PASSES for of_photo in qualities.T.tolist())
+
+
+def test_layers_are_quantised_to_the_nearest_integers_and_saturate():
+    layer, units = IntegerConv(6, 4), torch.tensor([0.5, 1, 2, 1, 3, 1]).double()
+    generator = torch.Generator().manual_seed(0)
+    weight, bias = torch.randn(4, 6, generator=generator).double(), torch.tensor([[-1.5, 0.25, 1e9, -1e9]]).double()
+    weight[3], out = 0, torch.tensor([1, 2, 0.5, 1]).double()
+    _quantise(layer, weight, bias, units, out)
+    steps = layer.multiplier[:, None] / 2**SHIFT * out[:, None] / units
+    assert ((layer.weight * steps - weight).abs() <= 0.51 * steps).all()
+    assert layer.weight[:3].abs().amax(1).tolist() == [127] * 3 and layer.multiplier.min() >= 1
+    assert layer.bias[0, :2].tolist() == [round(-1.5 * 2**SHIFT), round(0.125 * 2**SHIFT)]
+    assert layer.bias[0, 2:].tolist() == [2**31 - 1, -(2**31)]
+
+
+def test_a_write_cut_short_leaves_what_was_frozen_before(two_splits, every_part, tmp_path, monkeypatch):
+    out = tmp_path / "frozen.safetensors"
+    out.write_bytes(b"good")
+
+    def cut(tensors, path):
+        path.write_bytes(b"ba")
+        raise OSError("no space left")
+
+    monkeypatch.setattr("hybridflow.training.freeze.freeze", lambda model, images: None)
+    monkeypatch.setattr("hybridflow.training.freeze.save_file", cut)
+    with pytest.raises(OSError):
+        freeze_weights(every_part, SMALL, out, PhotoSet(two_splits, "validation"))
+    assert out.read_bytes() == b"good" and sorted(tmp_path.iterdir()) == [out]
 
 
 def test_only_what_is_not_frozen_is_frozen():

@@ -112,3 +112,11 @@ def test_strong_colour_at_one_place_does_not_make_up_for_a_grid_everywhere():
     assert peaks_left(typical_peaks) > 0.95
     between = spot * (columns == 2)
     assert float(uneven_gradients(x, uneven + between) / uneven_gradients(x, uneven)) > 0.85
+
+
+def test_in_a_flat_picture_a_peak_stands_out_of_the_rounding_noise():
+    """A chessboard of one level, as above; the noise of rounding has a twelfth of a level squared."""
+    rows, columns = torch.arange(128)[:, None], torch.arange(128)
+    board = (1 - 2 * ((rows + columns) % 2)).float()
+    peaks = spectral_peaks((0.5 + board / 255).expand(1, 3, -1, -1))
+    assert float(peaks.max()) == pytest.approx(math.log(1 + 12 * 64**2 / 16 / (3 / 8) ** 2), abs=0.01)

@@ -13,6 +13,7 @@ from eval import plot, readme, report
 from eval.datasets import description_of
 from eval.result_files import METRICS, PUBLISHED_COLUMNS, published_curves, read_curves
 from hybridflow.errors import HybridFlowError
+from hybridflow.metrics import psnr
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
@@ -206,7 +207,38 @@ def test_an_image_that_takes_more_is_coded_at_the_lowest_rate(checkpoint_path, p
         image.crop((300, 200, 364, 264)).save(tmp_path / "a.png")
     found = report.look_at(tmp_path / "a.png", str(checkpoint_path), 1e-4)
     assert found["ours_is_at_its_lowest"] and found["versions"][0]["bpp"] > 1e-4
+    codec = report.load_codec(str(checkpoint_path), "cpu")
+    quality, schedule = codec.operating_points[0]
+    lowest = codec.encode(tmp_path / "a.png", quality=quality, schedule=schedule)
+    assert found["versions"][0]["bytes"] == len(lowest)
     assert not report.look_at(tmp_path / "a.png", str(checkpoint_path), 2)["ours_is_at_its_lowest"]
+
+
+@pytest.mark.parametrize("least", [0, 2000])
+def test_the_page_shows_what_each_codec_makes_of_an_image(least, checkpoint_path, photos, tmp_path, monkeypatch):
+    folder = save_crops(photos, tmp_path / "photos", (64, 48))
+    (path,) = folder.iterdir()
+    red = Image.new("RGB", (64, 48), "red")
+    monkeypatch.setattr(report, "encode_vvc", lambda original, qp: bytes(least + 10 * (64 - qp)))
+    monkeypatch.setattr(report, "decode_vvc", lambda data, size: red)
+    found = report.look_at(path, str(checkpoint_path), 2)
+    original, codec = report.read_image(path), report.load_codec(str(checkpoint_path), "cpu")
+    data = codec.encode(original, bpp=2)
+    ours, vvc = found["versions"]
+    assert found["original"] == report.data_uri(original)
+    for version, size, decoded in ((ours, len(data), codec.decode(data)), (vvc, vvc["bytes"], red)):
+        assert version["bytes"] == size and version["bpp"] == pytest.approx(8 * size / (64 * 48))
+        assert version["picture"] == report.data_uri(decoded)
+        assert version["figures"]["psnr-rgb"] == pytest.approx(psnr(original, decoded))
+    assert vvc["bytes"] == max(least + 10, -(-len(data) // 10) * 10)
+    assert found["vvc_is_at_its_lowest"] == (least > 0)
+
+
+def test_deltas_are_against_vvc(results):
+    rows = report.deltas(read_curves(results))
+    assert [(row[0], row[4]) for row in rows if row[1] == "psnr-rgb"] == [
+        ("Codec tiny", "+1.0000"), ("Codec tiny-codebook-only", "-1.0000")
+    ]
 
 
 def test_parts_of_another_file_are_an_error(tmp_path):

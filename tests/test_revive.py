@@ -63,6 +63,7 @@ def test_what_is_decoded_does_not_hear_a_woken_channel_yet_but_its_weights_learn
 
 def test_a_woken_channel_is_expected_at_its_new_scale(images, synthesis):
     codec = codec_with_silent(1)
+    torch.nn.init.normal_(codec.context.out.bias)
     revive_latents(codec, synthesis, images)
     features, known = torch.randn(1, SMALL.context_width, 4, 4), torch.randn(1, SMALL.latent_channels, 4, 4)
     mean, index = codec.context(known, 0, MIDDLE, features)

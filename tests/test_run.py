@@ -9,9 +9,11 @@ import torch
 from conftest import save_crops
 from safetensors.torch import save_file
 
+from eval.photo import Photo
 from eval.run import Point, digest, load_ablations, load_codec, main, spread
 from hybridflow.ablation import Ablations
 from hybridflow.checkpoint import released
+from hybridflow.codec import Codec
 
 
 @pytest.fixture
@@ -72,6 +74,10 @@ def test_every_curve_is_measured_on_real_files(checkpoint_path, folder, tmp_path
         assert int(row["bytes"]) == len(data)
         assert float(row["bpp"]) == pytest.approx(8 * len(data) / (int(row["width"]) * int(row["height"])))
         assert bool(row["ms-ssim-rgb"]) == (row["width"] == "176")
+    for row in rows:
+        if row["curve"] == "small-continuous-mse":
+            photo, quality = Photo(codec, ablations.eval(), folder / row["image"]), Point.parse(row["point"]).quality
+            assert float(row["bytes"]) == pytest.approx(photo.continuous_alone(quality)[0])
     curves = {path.stem: json.loads(path.read_text())["results"] for path in output.glob("*.json")}
     assert {name: curve["point"] for name, curve in curves.items()} == {
         "small": ["0:none", "63:1_4"],
@@ -104,6 +110,20 @@ def test_the_checkpoint_alone_is_measured(checkpoint_path, folder, tmp_path):
     command = ["--data", str(folder), "--checkpoint", str(checkpoint_path), "--points", "0:none", "-o", str(tmp_path)]
     assert main([*command, "--no-ablations"]) == 0
     assert [path.stem for path in tmp_path.glob("*.json")] == [checkpoint_path.stem]
+
+
+def test_refined_files_are_measured_as_such(checkpoint_path, folder, tmp_path, monkeypatch):
+    encode, asked = Codec.encode, []
+
+    def note(self, image, **settings):
+        asked.append(settings)
+        return encode(self, image, **settings)
+
+    monkeypatch.setattr(Codec, "encode", note)
+    command = ["--data", str(folder), "--checkpoint", str(checkpoint_path), "--points", "9:none", "-o", str(tmp_path)]
+    assert main([*command, "--effort", "1"]) == 0
+    assert asked == [{"quality": 9, "schedule": "none", "effort": 1}] * 2
+    assert [path.stem for path in tmp_path.glob("*.json")] == [f"{checkpoint_path.stem}-effort-1"]
 
 
 def test_the_perceptual_decoder_reads_the_same_files(perceptual_checkpoint_path, folder, tmp_path):

@@ -2,12 +2,26 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from eval import speed as speeds
-from eval.speed import attribute, by_size, count_macs, growth, main, speed, stored_numbers
+from eval.cost import Cost
+from eval.speed import (
+    against,
+    attribute,
+    by_size,
+    count_macs,
+    growth,
+    main,
+    median_seconds,
+    speed,
+    stored_numbers,
+    tiled,
+)
 from hybridflow.image_io import read_image
 from hybridflow.model import HybridFlow
 from hybridflow.predictor import WindowAttention
@@ -49,13 +63,19 @@ def test_stored_numbers_are_parameters_and_buffers():
     assert stored_numbers(nn.BatchNorm1d(4)) == 4 * 4 + 1
 
 
-def test_every_network_that_runs_has_a_row(codec, photos):
+def test_every_network_that_runs_has_a_row(codec, photos, monkeypatch):
+    monkeypatch.setattr(speeds, "part_seconds", lambda parts, call, device: dict.fromkeys([*parts, "other"], 0.25))
     parts = speed(codec, read_image(photos[0]).crop((0, 0, 64, 48)), 31, "1_4", repeats=1)["parts"]
     assert set(parts) == {name for name, _ in codec.model.named_children()} | {"other", "total"}
     assert parts["index_prior"]["encode_kmac_per_pixel"] == parts["index_prior"]["decode_kmac_per_pixel"] > 0
     assert parts["continuous"]["encode_kmac_per_pixel"] > parts["continuous"]["decode_kmac_per_pixel"] > 0
     assert parts["pixel_decoder"]["decode_kmac_per_pixel"] > 0 == parts["pixel_decoder"]["encode_kmac_per_pixel"]
-    assert parts["total"]["parameters"] == stored_numbers(codec.model)
+    total = parts.pop("total")
+    assert total["parameters"] == stored_numbers(codec.model)
+    data = codec.encode(read_image(photos[0]).crop((0, 0, 64, 48)), quality=31, schedule="1_4")
+    macs = count_macs({}, lambda: codec.decode(data))["other"]
+    assert total["decode_kmac_per_pixel"] == pytest.approx(macs / (64 * 48) / 1000)
+    assert {part["decode_ms"] for part in parts.values()} == {250} and total["decode_ms"] == 250 * len(parts)
 
 
 def test_a_meter_is_read_around_each_part():
@@ -64,12 +84,37 @@ def test_a_meter_is_read_around_each_part():
     assert totals == {"part": 3, "other": 2}  # read on entering each of three modules, on leaving the outer one
 
 
-def test_sizes_are_measured_and_growth_is_a_power(codec, photos):
+def test_sizes_are_measured_and_growth_is_a_power(codec, photos, monkeypatch):
+    known = iter([Cost(1.0, 10.0, 99.0), Cost(2.0, 20.0, 99.0), Cost(3.0, 30.0, 99.0), Cost(4.0, 40.0, 99.0)])
+    monkeypatch.setattr(speeds, "cost_of", lambda call, device: (call(), next(known)))
     rows = by_size(codec, read_image(photos[0]), [0.002, 0.01], (31, "1_4"), "cpu")
     assert [round(row["width"] * row["height"] / 1e6, 3) for row in rows] == [0.002, 0.01]
-    assert all(row["encode_seconds"] > 0 for row in rows)
+    figures = ("encode_seconds", "decode_seconds", "encode_mib", "decode_mib")
+    assert [[row[figure] for figure in figures] for row in rows] == [[1, 2, 10, 20], [3, 4, 30, 40]]
     quadratic = [{"width": side, "height": 1, "seconds": side**2} for side in (10, 50)]
     assert growth(quadratic, "seconds") == pytest.approx(2)
+
+
+def test_a_larger_photo_is_the_same_one_again():
+    pixels = np.arange(2 * 3 * 3, dtype=np.uint8).reshape(2, 3, 3)
+    larger = np.asarray(tiled(Image.fromarray(pixels), 7, 5))
+    assert np.array_equal(larger, np.tile(pixels, (3, 3, 1))[:5, :7])
+
+
+def test_a_median_leaves_the_first_call_out(monkeypatch):
+    known = iter([9.0, 1.0, 4.0, 2.0])
+    monkeypatch.setattr(speeds, "cost_of", lambda call, device: (None, Cost(next(known), None, None)))
+    assert median_seconds(lambda: None, 3) == 2
+
+
+def test_codecs_are_compared_at_every_number_of_threads(codec, photos, one_thread, monkeypatch):
+    monkeypatch.setattr(speeds, "median_seconds", lambda *_: torch.get_num_threads())
+    monkeypatch.setattr(speeds, "peer_seconds", lambda *_: {"encode_seconds": 6, "decode_seconds": 12})
+    image = read_image(photos[0]).crop((0, 0, 64, 48))
+    rows = against(codec, image, (31, "1_4"), ["peer"], [1, 2], 1, "cpu")
+    assert [(row["codec"], row["threads"], row["encode_ratio"], row["decode_ratio"]) for row in rows] == [
+        (codec.name, 1, 1, 1), ("peer", 1, 6, 12), (codec.name, 2, 1, 1), ("peer", 2, 3, 6)
+    ]
 
 
 def test_the_command_measures_random_weights(codec, tmp_path, monkeypatch, capsys):

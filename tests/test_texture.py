@@ -7,7 +7,7 @@ from PIL import Image
 
 from hybridflow.image_io import image_to_tensor
 from hybridflow.metrics import load_lpips
-from hybridflow.texture import texture_distance
+from hybridflow.texture import _moments, texture_distance
 
 
 @pytest.fixture(scope="module")
@@ -67,3 +67,9 @@ def test_moments_of_a_window_by_hand(lpips):
             squared = squared + (ours.std(1, correction=0) - theirs.std(1, correction=0)) ** 2
             by_hand += float(squared @ lpips.lins[number].model[-1].weight.flatten()) / 2
     assert float(texture_distance(lpips, x, x_hat)) == pytest.approx(by_hand, rel=0.02)
+
+
+def test_windows_overlap_by_half():
+    mean, deviation = _moments(torch.arange(8.0).expand(1, 1, 8, 8), 4)
+    torch.testing.assert_close(mean[0, 0], torch.tensor([1.5, 3.5, 5.5]).expand(3, 3))
+    torch.testing.assert_close(deviation[0, 0], torch.full((3, 3), 1.25**0.5))

@@ -3,7 +3,9 @@
 import dataclasses
 import gc
 import io
+import itertools
 import json
+import math
 import multiprocessing
 import os
 import signal
@@ -14,6 +16,7 @@ import warnings
 import weakref
 from dataclasses import replace
 from importlib import resources
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -40,9 +43,10 @@ from hybridflow.training.data import (
     validation_crops,
 )
 from hybridflow.training.freeze import freeze_weights
-from hybridflow.training.loop import Run, start_processes
+from hybridflow.training.loop import Run, _ended_by_signals, start_processes
 from hybridflow.training.stages import STAGES, Stage
-from hybridflow.training.streaming import StreamedPhotos
+from hybridflow.training.streaming import StreamedPhotos, _whole_ones, open_photos
+from hybridflow.training.validation import validate
 
 CONFIG = TrainConfig(batch=2, crop=64, max_steps=3, warmup_steps=1, log_steps=1)
 PARTS = {
@@ -179,6 +183,8 @@ def test_a_discriminator_trains_beside_the_decoder_and_is_not_released(stage, ph
     assert [record["judge"] > 0 for record in log] == [False, True, True]
     assert all(record["judge_gradient"] > 0 for record in log[1:])
 
+    _, terms = run.stage.eval()("loss", torch.rand(1, 3, 64, 64), Draws(0, 0, torch.arange(1)), 1.0)
+    assert "fooling" not in terms  # a validation is none of its batches
     longer = start(stage, photo_set, tmp_path, init, replace(ADVERSARIAL, max_steps=4), resume=True)
     after = {name: p.detach().clone() for name, p in longer.trained["judge"].items()}
     assert all(torch.equal(p, after[name]) for name, p in run.trained["judge"].items())
@@ -190,6 +196,13 @@ def test_the_perceptual_decoder_starts_from_the_first_or_goes_on(photo_set, init
         for key, value in part.state_dict().items():
             assert torch.equal(value, getattr(first.stage.model, name).state_dict()[key])
     first.train()
+    x, decoders = torch.rand(1, 3, 64, 64), (first.stage.model, first.stage.model.perceptual)
+    with torch.no_grad():
+        for moved in decoders:  # the second alone is what a validation sees
+            before, _ = first.stage.eval().reconstruct(x)
+            moved.pixel_decoder.head[-1].bias.add_(0.1)
+            after, _ = first.stage.reconstruct(x)
+            assert torch.equal(before, after) == (moved is first.stage.model)
     second = start("perceptual", photo_set, tmp_path / "second", tmp_path / "first" / "weights.safetensors")
     fidelity = load_file(init)
     left = {name: p for name, p in first.averaged_weights().items() if part_of(name) == "perceptual"}
@@ -308,17 +321,145 @@ def test_validation_measures_averaged_weights_and_keeps_the_best(photo_set, init
     told = {f"{line['group']}/{name}" for line in lines for name in line if name not in ("step", "group")}
     assert set(board.Tags()["scalars"]) == told
     assert board.Images("originals and reconstructions")[0].width == 2 * 64
+    run.skipped, run.totals = 2, {"loss": 3.0, "steps": 2}
+    run.save()
     resumed = start("joint", photo_set, tmp_path, config=config, resume=True)
-    assert (resumed.best, resumed.since_best) == (run.best, 3)
+    for name in ("step", "minutes", "skipped", "best", "since_best", "totals"):
+        assert getattr(resumed, name) == getattr(run, name)
 
 
-def test_averages_follow_the_weights(photo_set, init, tmp_path):
-    run = start("correction", photo_set, tmp_path, init)
+def test_averages_follow_the_weights_and_are_validated_and_written(photo_set, init, tmp_path, monkeypatch):
+    run = start("correction", photo_set, tmp_path, init, watched=photo_set.centre_crops(1, 64))
     name, parameter = next(iter(run.trained["loss"].items()))
     first = parameter.detach().clone()
     run._step()
     decay = 1 / 10  # at step 0
     torch.testing.assert_close(run.average[name], decay * first + (1 - decay) * parameter.detach())
+    validated = []
+
+    def see(stage, crops):
+        validated.append(parameter.detach().clone())
+        return {"loss": 1.0}, crops
+
+    monkeypatch.setattr("hybridflow.training.loop.validate", see)
+    run.since_best = 2
+    run._validate(None)
+    assert (run.best, run.since_best) == (1.0, 0)
+    run.save()
+    assert torch.equal(validated[0], run.average[name]) and not torch.equal(parameter, run.average[name])
+    for file in ("best", "weights"):
+        written = load_file(tmp_path / f"{file}.safetensors")
+        assert torch.equal(written[name.removeprefix("model.")], run.average[name])
+
+
+def test_a_step_goes_at_its_rate_along_a_clipped_gradient(photo_set, init, tmp_path):
+    """Up by steps, down by a cosine to a hundredth; AdamW's rate is a half of Muon's."""
+    config = replace(CONFIG, max_steps=100, warmup_steps=10, learning_rate=1e-3, clip=1e-3)
+    run = start("correction", photo_set, tmp_path, init, config)
+    rates = {}
+    for run.step in (0, 50, 100):
+        rates[run.step] = run._learning_rate()
+    assert rates == pytest.approx({0: 1e-4, 50: 5.05e-4, 100: 1e-5})
+    terms = run._step()
+    assert terms["learning_rate"] == pytest.approx(1e-5)
+    groups = [group for optimiser in run.optimisers["loss"] for group in optimiser.param_groups]
+    assert [group["lr"] for group in groups] == pytest.approx([1e-5, 5e-6])
+    norm = sum(float(p.grad.square().sum()) for p in run.trained["loss"].values()) ** 0.5
+    assert terms["gradient"] > 2e-3 and norm == pytest.approx(1e-3, rel=1e-2)
+
+
+def test_the_clock_paces_validations_saves_and_calls(photo_set, init, tmp_path, monkeypatch):
+    """At half a minute a step, where the minutes end before the steps do. A line of the log holds its steps' means."""
+    paces = {"max_minutes": 5.0, "validate_minutes": 1.0, "save_minutes": 1.5, "log_steps": 4, "accumulate": 2}
+    config = replace(CONFIG, max_steps=100, **paces)
+    run = start("correction", photo_set, tmp_path, init, config, watched=photo_set.centre_crops(1, 64))
+    done = []
+    monkeypatch.setattr("hybridflow.training.loop.time", SimpleNamespace(monotonic=itertools.count(0, 30).__next__))
+    monkeypatch.setattr(run, "_step", lambda: {"loss": float(run.step), "seconds": 4.0, "data_seconds": 1.0})
+    monkeypatch.setattr(run, "_validate", lambda journal: done.append(f"validated {run.step}"))
+    monkeypatch.setattr(run, "save", lambda: done.append(f"saved {run.step}"))
+    run.train(minutes=2.25)
+    assert done == ["validated 2", "saved 3", "validated 4", "validated 5", "saved 5"] and not run.over
+    done.clear()
+    run.train()
+    assert done == ["validated 7", "saved 8", "validated 9", "validated 10", "saved 10"] and run.over
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    told = [[line[name] for name in ("step", "loss", "minutes", "images_per_second", "data_share")] for line in lines]
+    assert told == [[4, 1.5, 2.0, 0.5, 0.25], [8, 5.5, 4.0, 0.5, 0.25]]
+
+
+def test_a_new_stage_is_begun_and_one_whose_state_is_lost_is_not(photo_set, init, tmp_path):
+    """Correction begins with a copy of the light synthesis's trunk."""
+    weights, arguments = load_file(init), ("correction", SMALL, CONFIG, photo_set, tmp_path, init, False)
+    for minutes in (0.0, 2.0):
+        run = Run(*arguments, start_processes("cpu"), minutes=minutes)
+        assert run.minutes == minutes
+        for name, value in run.averaged_weights().items():
+            if name.startswith("correction.trunk."):
+                begun = weights[name.replace("correction.", "light_synthesis.")]
+                assert torch.equal(value, weights[name] if minutes else begun)
+
+
+def test_what_no_file_gives_comes_of_the_seed(photo_set, tmp_path):
+    first, again = (start("tokenizer", photo_set, tmp_path).averaged_weights() for _ in range(2))
+    assert all(torch.equal(value, again[name]) for name, value in first.items())
+
+
+def test_a_second_signal_is_not_held_back():
+    with pytest.raises(KeyboardInterrupt), _ended_by_signals() as ended:
+        signal.raise_signal(signal.SIGINT)
+        assert ended == [signal.SIGINT]
+        signal.raise_signal(signal.SIGINT)
+
+
+class Grey:
+    """A stage that decodes all as 1.2, with an index of 0 to 7 by the level; it notes what it is asked."""
+
+    def __init__(self):
+        self.asked = []
+        self.model = self.codebook = self
+        self.num_codes = 8
+        self.distortion = SimpleNamespace(lpips=lambda a, b: (a - b).abs().mean((1, 2, 3), keepdim=True))
+
+    def __call__(self, turn, x, draws, progress):
+        self.asked.append((turn, progress, draws.uniform().tolist()))
+        return x.mean(), {}
+
+    def eval(self):
+        self.asked.append("eval")
+
+    def train(self):
+        self.asked.append("train")
+
+    def indices_of(self, x):
+        return (8 * x[:, 0, ::32, ::32]).long()
+
+    def reconstruct(self, x):
+        return torch.full_like(x, 1.2), {"bpp_y": x[:, 0, 0, 0], "bpp_z": 2 * x[:, 0, 0, 0]}
+
+
+def test_a_validation_averages_its_crops_in_eval_mode(monkeypatch):
+    """In batches of two and one; what is decoded is clamped and rounded."""
+    monkeypatch.setattr("hybridflow.training.validation.BATCH", 2)
+    levels = torch.tensor([0.2, 0.2, 0.6])
+    stage, crops = Grey(), levels[:, None, None, None].expand(-1, 3, 32, 32)
+    figures, x_hat = validate(stage, crops)
+    assert torch.equal(x_hat, torch.ones(3, 3, 32, 32))
+    assert figures == pytest.approx(
+        {
+            "loss": 1 / 3,
+            "psnr": (-40 * math.log10(0.8) - 20 * math.log10(0.4)) / 3,
+            "lpips": 2 * (0.8 + 0.8 + 0.4) / 3,
+            "bpp": 1.0,
+            "bpp_y": 1 / 3,
+            "bpp_z": 2 / 3,
+            "codebook_usage": 2 / 8,
+            "codebook_perplexity": 3 / 2 ** (2 / 3),  # a third and two thirds
+        },
+        rel=1e-5,
+    )
+    drawn = Draws(0, 0, torch.arange(3)).uniform().tolist()
+    assert stage.asked == ["eval", ("loss", 1.0, drawn[:2]), ("loss", 1.0, drawn[2:]), "train"]
 
 
 def test_a_step_without_finite_gradient_is_skipped(photo_set, init, tmp_path):
@@ -379,6 +520,32 @@ def test_lambda_starts_relaxed(photo_set):
     whole = stage.rate_weight(quality, 1.0)
     torch.testing.assert_close(stage.rate_weight(quality, 0.0), CONFIG.relaxed_rate * whole)
     torch.testing.assert_close(stage.rate_weight(quality, CONFIG.relaxed_until), whole)
+
+
+@pytest.mark.parametrize("stage", ["continuous", "baseline", "joint", "transforms"])
+def test_rate_counts_by_the_relaxed_lambda_and_noise_is_the_samples_own(stage, photo_set, init, tmp_path):
+    stage, x = start(stage, photo_set, tmp_path, init).stage, torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        early, again, late = (stage("loss", x, Draws(0, 0, torch.arange(1)), at)[0] for at in (0.0, 0.0, 1.0))
+        _, terms = stage("loss", x, Draws(0, 0, torch.arange(1)), 1.0)
+    assert early == again
+    whole = stage.rate_weight(Draws(0, 0, torch.arange(1)).integers(64), 1.0)
+    growth = (1 - CONFIG.relaxed_rate) * whole * (terms["bpp_y"] + terms["bpp_z"])
+    assert float(late - early) == pytest.approx(float(growth), rel=1e-3)
+
+
+def test_bits_of_indices_are_logged_as_bits(photo_set, init, tmp_path, monkeypatch):
+    x, draws = torch.rand(1, 3, 64, 64), [Draws(0, 0, torch.arange(1)) for _ in range(2)]
+    with torch.no_grad():
+        loss, terms = start("predictor", photo_set, tmp_path, init).stage("loss", x, draws[0], 0.0)
+        total = terms["masked_bits"] + terms["blind_bits"] + terms["index_bits"]
+        assert float(loss) == pytest.approx(math.log(2) * float(total), rel=1e-4)
+        every = torch.ones(1, 4, 4, dtype=torch.bool)
+        monkeypatch.setattr("hybridflow.training.stages.random_mask", lambda *_: every)
+        _, terms = start("joint", photo_set, tmp_path, init).stage("loss", x, draws[1], 0.0)
+        assert float(terms["bpp_indices"]) == pytest.approx(float(terms["index_bits"]) / 16**2, rel=1e-4)
+        _, parts = start("tokenizer", photo_set, tmp_path, init).stage.eval().reconstruct(x)
+    assert parts["bpp_indices"].tolist() == pytest.approx([math.log2(SMALL.num_codes) / 16**2])
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -482,6 +649,24 @@ def test_broken_images_are_named_and_small_ones_left_out(crops, tmp_path):
         photos = PhotoSet(tmp_path, "train", min_side=64).photos
     assert len(photos) == 1
     assert all(name in str(caught[0].message) for name in broken)
+
+
+def test_small_photos_among_large_ones_never_end_a_stream(tmp_path):
+    small, large = ("1.png", np.zeros((8, 8, 3), np.uint8)), ("2.png", np.zeros((64, 64, 3), np.uint8))
+    decoded = itertools.chain(itertools.repeat(small, 6000), [large], itertools.repeat(small, 6000), [large])
+    photos = _whole_ones(decoded, 64, tmp_path)
+    assert next(photos) is large[1] and next(photos) is large[1]
+
+
+def test_photos_are_opened_as_the_configuration_wants(folder, monkeypatch):
+    wanted, cpu = {"transpose": 0.5, "downscale": 1.25, "jitter": 0.1}, torch.device("cpu")
+    config, augmentation = replace(CONFIG, **wanted), Augmentation(**wanted)
+    assert open_photos(folder, config, cpu).augmentation == augmentation
+    with pytest.raises(TrainingError, match="at least 128 pixels"):
+        open_photos(folder, replace(config, crop=128), cpu)
+    monkeypatch.setattr("hybridflow.training.streaming.StreamedPhotos", lambda folder, **settings: settings)
+    streamed = open_photos(folder, replace(config, streaming=True), cpu)
+    assert streamed == {"device": cpu, "min_side": 64, "augmentation": augmentation}
 
 
 def test_a_folder_may_hold_what_cannot_be_read(crops, tmp_path):
@@ -619,6 +804,7 @@ def test_colour_jitter_is_by_sample_and_bounded():
 
 def test_centre_crops_are_the_same_every_time(photo_set):
     crops = photo_set.centre_crops(2, 64)
+    assert torch.equal(photo_set.centre_crops(1, 64), crops[:1])
     assert torch.equal(crops[0], photo_set.photos[0][:, 8:72, 16:80] / 255)
 
 

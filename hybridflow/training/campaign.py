@@ -82,6 +82,7 @@ class Campaign:
             copied = self.out / "copied"  # a kill in the middle leaves no half of it as parts
             shutil.copytree(self.init, copied, dirs_exist_ok=True)
             copied.rename(self.parts)
+        self.init = None
 
         def minutes_left() -> float:
             return agreed(end - time.monotonic(), accelerator.device) / 60
@@ -133,13 +134,15 @@ class Campaign:
         shutil.rmtree(self.out / "new")  # with what a kill left there
 
     def _keep(self, stage: str, run: Run, steps: int) -> None:
-        """Put the stage's parts, and what was run and measured, where the next call finds them."""
+        """Put the stage's parts, and what was run and measured, where the next call finds them. A call that made no
+        step measured nothing, and what the one before it did stays."""
+        measured = run.measured or self.ledger["stages"].get(stage, {}).get("validation", {})
         self.ledger["stages"][stage] = {
             "finished": run.over,
             "minutes": run.minutes,
             "steps": steps,
             "config": asdict(run.config),
-            "validation": run.measured,
+            "validation": measured,
         }
         if run.accelerator.is_main_process:
             self._put(run.out / "weights.safetensors", [*STAGES[stage].trained, *STAGES[stage].kept])
