@@ -194,6 +194,7 @@ def test_parts_that_were_copied_halfway_are_copied_again(two_splits, tmp_path, m
     for _ in range(2):
         again.train(two_splits, 0, "cpu", [])
     assert (out / "parts" / "codebook.safetensors").read_bytes() == b"weights"
+    assert Campaign("tiny", out, None, None).next_stage == "continuous"
     stages = {"tokenizer": {"finished": True}, "continuous": {"finished": True}}
     (out / "parts" / "campaign.json").write_text(json.dumps({"preset": "tiny", "stages": stages}))
     later = Campaign("tiny", out, parts, None)  # whose own parts are newer

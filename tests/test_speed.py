@@ -126,7 +126,9 @@ def test_the_command_measures_random_weights(codec, tmp_path, monkeypatch, capsy
     command += ["--megapixels", "0.002", "0.002"]  # of which no growth can be told
     assert main([*command, "-o", str(output)]) == 0
     torch.set_num_threads(threads)
-    ours, peer = json.loads(output.read_text())["against"]
+    result = json.loads(output.read_text())
+    assert len(result["sizes"]) == 2 and all(row["encode_seconds"] > 0 for row in result["sizes"])
+    ours, peer = result["against"]
     assert ours["encode_ratio"] == ours["decode_ratio"] == 1
     assert peer["decode_ratio"] == pytest.approx(peer["decode_seconds"] / ours["decode_seconds"])
     printed = capsys.readouterr().out
