@@ -108,13 +108,13 @@ class Photo:
         """
         h, w = self.indices.shape[1:]
         sent, steps = schedule_mask(schedule, h, w, self.device)[None], coding_steps(h, w, self.device)[None]
-        y_hat, known, nats = self.y_hat(0), torch.zeros_like(sent), 0.0
+        known, nats = torch.zeros_like(sent), 0.0
         for step in steps[sent].unique():
             coded = sent & (steps == step)
-            logits = self.ablations.blind_predictor(self.indices, known, y_hat)
+            logits = self.ablations.blind_predictor(self.indices, known)
             nats += float(coded.sum()) * float(masked_cross_entropy(logits, self.indices, ~coded))
             known = known | coded
-        logits = self.ablations.blind_predictor(self.indices, sent, y_hat)
+        logits = self.ablations.blind_predictor(self.indices, sent)
         codes = self.model.fill_in(self.indices, sent, logits)
         return self._alone(nats / math.log(2)), self.ablations.codebook_decoder(codes)
 

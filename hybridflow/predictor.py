@@ -79,9 +79,10 @@ class Predictor(nn.Module):
     Attention is windowed, alternately shifted by half a window: the cost is linear in pixels and any size works.
 
     Args:
-        latent_channels: M of y^_c; with `guided=False` y^_c is not looked at (an ablation).
+        latent_channels: M of y^_c.
         num_codes: K.
         dim, depth, heads: of the transformer.
+        guided: whether y^_c is looked at; if not (an ablation), zeros take its place.
     """
 
     def __init__(
@@ -98,17 +99,19 @@ class Predictor(nn.Module):
         self.out = nn.Linear(dim, num_codes)
         nn.init.normal_(self.embedding.weight, std=0.02)
 
-    def forward(self, indices: Tensor, sent: Tensor, y_hat: Tensor) -> Tensor:
+    def forward(self, indices: Tensor, sent: Tensor, y_hat: Tensor | None = None) -> Tensor:
         """Logits (B,K,h,w).
 
         Args:
             indices: (B,h,w) int64, read only where sent.
             sent: (B,h,w) bool.
-            y_hat: (B,M,h,w).
+            y_hat: (B,M,h,w), if it is guided.
         """
         h, w = indices.shape[1:]
         tokens = torch.where(sent[..., None], self.embedding(indices * sent), self.mask_token)
-        guide = self.guide(y_hat if self.guided else torch.zeros_like(y_hat)).permute(0, 2, 3, 1)
+        if not self.guided:
+            y_hat = self.mask_token.new_zeros(len(indices), self.guide[0].in_channels, h, w)
+        guide = self.guide(y_hat).permute(0, 2, 3, 1)
         tokens, guide = tokens + guide, self.guide_norm(guide)
 
         pad = (0, 0, 0, -w % WINDOW, 0, -h % WINDOW)

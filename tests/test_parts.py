@@ -90,7 +90,7 @@ def test_a_predictor_needs_the_bits_of_its_opinion(crops, monkeypatch):
 def test_the_codebook_stream_alone_costs_what_its_own_predictor_says(schedule, sent, crops, monkeypatch):
     codes, seen = crops[0].model.preset.num_codes, []
 
-    def no_opinion(indices, known, _):
+    def no_opinion(indices, known):
         seen.append(int(known.sum()))
         return torch.zeros(1, codes, *indices.shape[1:])
 

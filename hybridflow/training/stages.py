@@ -294,8 +294,7 @@ class CodebookOnly(Stage):
         with torch.no_grad():
             indices = self.model.indices_of(x)
             sent = random_mask(draws, *indices.shape[1:]) | (draws.uniform(1, 1) < 0.5)
-            y_hat = x.new_zeros(len(x), self.model.preset.latent_channels, *indices.shape[1:])  # not looked at
-            codes = self.model.fill_in(indices, sent, self.ablations.blind_predictor(indices, sent, y_hat))
+            codes = self.model.fill_in(indices, sent, self.ablations.blind_predictor(indices, sent))
         distortion, terms = self.distortion(x, self.ablations.codebook_decoder(codes), draws)
         return distortion.mean(), terms
 
@@ -319,7 +318,7 @@ class PredictorStage(Stage):
         sent, other_sent = (random_mask(draws, *indices.shape[1:]) for _ in range(2))
         logits = model.predictor(indices, sent, latent.y_hat)
         guided = masked_cross_entropy(logits, indices, sent)
-        blind = masked_cross_entropy(self.ablations.blind_predictor(indices, sent, latent.y_hat), indices, sent)
+        blind = masked_cross_entropy(self.ablations.blind_predictor(indices, sent), indices, sent)
         sent_bits = index_bits(model, indices, other_sent, latent.y_gained, quality)
         terms = {
             "masked_bits": guided.detach() / math.log(2),
