@@ -7,7 +7,7 @@ Every image is encoded to a file at every operating point, decoded from that fil
 writes `tiny.csv`, a row for every image and point, and the averages of each curve in CompressAI's results schema (its
 plot tool reads them). Bits per pixel are 8 x bytes of the file / (width x height); PSNR is of 8-bit RGB.
 
-* tiny.json: the checkpoint as it is; tiny-effort-30.json if `--effort 30` has it refine what it encodes, and
+* tiny.json: the checkpoint as it is; tiny-effort-10.json if `--effort 10` has it refine what it encodes, and
   tiny-perceptual.json if `--decoder perceptual` has its second decoder read the files.
 * tiny-without-correction.json: the same files, decoded without D_corr's features.
 * tiny-without-predictor.json: every index sent, none predicted.

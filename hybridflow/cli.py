@@ -357,7 +357,7 @@ def _add_encode(commands) -> None:
         hybridflow encode photo.jpg                 at quality 31, the schedule the model's own for it
         hybridflow encode photo.jpg --bpp 0.03      the best file of at most 0.03 bits per pixel
         hybridflow encode photo.jpg --bytes 1000    the best file of at most 1000 bytes
-        hybridflow encode photo.jpg --effort 30     takes its time for a better picture of the same size
+        hybridflow encode photo.jpg --effort 10     takes its time for a better picture of the same size
         hybridflow encode photo.jpg --quality 40 --schedule 1_4 -o small.hf
         hybridflow encode holiday/ -o packed/       a whole folder
         hybridflow encode - < photo.jpg > photo.hf
@@ -381,8 +381,8 @@ def _add_encode(commands) -> None:
         type=positive(int),
         default=0,
         metavar="STEPS",
-        help="refine what is coded in so many steps, each of which takes about as long as two decodings: 30 make a "
-        "better picture of about as many bytes (default: 0)",
+        help="refine what is coded in so many steps, each of which takes about as long as two decodings: 10 make a "
+        "better picture of about as many bytes, 30 a still better one (default: 0)",
     )
     _add_model(parser, f"default: {DEFAULT}")
     parser.set_defaults(run=_encode)

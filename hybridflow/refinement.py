@@ -22,8 +22,10 @@ from hybridflow.tiling import Window, pixels_of, tiles
 
 SMALLEST = 4
 """Side, in latents, of an image whose distortion can be measured: LPIPS and the spectra of grids need 64 pixels."""
-RATE = 0.038
-"""The learning rate, in the gained domain, times the square root of the steps."""
+RATE = 0.014
+"""The learning rate, in the gained domain, of `MANY` steps or more; fewer go further each. It falls to nothing over the
+second half of the steps."""
+MANY = 10
 MOMENTUM, SQUARES = 0.6, 0.99
 """Decay of the averages of gradients and of their squares."""
 
@@ -66,8 +68,9 @@ def refine(
     steps: int,
 ) -> Tensor:
     """Descend from y_c in the gained domain along the gradient of distortion + lambda * bits per pixel, with rounding
-    passed straight through and z left as it is. Pixels are made as in training, in bfloat16 where the device has it,
-    and tile by tile if there are many.
+    passed straight through and z left as it is. Such a gradient never comes to rest, so the second half of the steps is
+    averaged (Polyak and Juditsky, 1992). Pixels are made as in training, in bfloat16 where the device has it, and tile
+    by tile if there are many.
 
     Args:
         codec: frozen.
@@ -89,7 +92,7 @@ def refine(
     weight = float(rate_weight(q)) / image[0, 0].numel()
     features = codec.exact.features(z.long(), quality)[..., :h, :w]
     masks = latent_step_masks(gained.shape[1], h, w, gained.device)
-    y, descent = gained.clone().requires_grad_(), _Descent(gained)
+    y, descent, average = gained.clone().requires_grad_(), _Descent(gained), torch.zeros_like(gained)
     for step in tqdm(range(steps), desc="refining", unit="step", leave=False, disable=None):
         rounded, bits = _round(model, features, masks, y, quality)
         y_hat = codec.ungain(rounded, q)
@@ -101,9 +104,11 @@ def refine(
                 shown, _ = distortion(x, x_hat, Draws(0, step, q))
             (x.numel() / image.numel() * shown.sum()).backward(inputs=[leaf])
         (gradient,) = torch.autograd.grad((y_hat * leaf.grad).sum() + weight * bits, y)
-        rate = RATE / steps**0.5 * min(1.0, 2 * (1 - step / steps))
+        rate = RATE * max(1.0, MANY / steps) ** 0.5 * min(1.0, 2 * (1 - step / steps))
         y.data.sub_(rate * descent.direction(gradient))
-    return y.detach()
+        if step >= steps // 2:
+            average.lerp_(y.detach(), 1 / (step - steps // 2 + 1))
+    return average
 
 
 class _Descent:

@@ -161,11 +161,12 @@ def test_the_distortion_of_tiles_is_that_of_the_whole(descent, monkeypatch):
     torch.testing.assert_close(tiled, whole)
 
 
-def test_the_rate_of_the_descent_falls_in_its_second_half_and_each_step_draws_anew(descent):
+@pytest.mark.parametrize("steps, average", [(1, 10**0.5), (4, 2.5**0.5 * (3 + 3.5) / 2), (10, 7.2), (20, 13.85)])
+def test_the_second_half_of_the_descent_slows_down_and_is_averaged_and_each_step_draws_anew(steps, average, descent):
     Squares.drawn.clear()
-    _, moved = descent(4)
-    torch.testing.assert_close(moved, torch.full_like(moved, -RATE / 2 * (1 + 1 + 1 + 0.5)), rtol=1e-4, atol=1e-6)
-    assert len(set(Squares.drawn)) == 4
+    _, moved = descent(steps)
+    torch.testing.assert_close(moved, torch.full_like(moved, -RATE * average), rtol=1e-4, atol=1e-6)
+    assert len(set(Squares.drawn)) == steps
 
 
 def test_directions_are_about_one_in_size_from_the_first_step_on():
