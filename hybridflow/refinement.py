@@ -22,10 +22,8 @@ from hybridflow.tiling import Window, pixels_of, tiles
 
 SMALLEST = 4
 """Side, in latents, of an image whose distortion can be measured: LPIPS and the spectra of grids need 64 pixels."""
-RATE = 0.014
-"""The learning rate, in the gained domain, of `MANY` steps or more; fewer go further each. It falls to nothing over the
-second half of the steps."""
-MANY = 10
+RATE = 0.038
+"""The learning rate, in the gained domain, times the square root of the steps."""
 MOMENTUM, SQUARES = 0.6, 0.99
 """Decay of the averages of gradients and of their squares."""
 
@@ -104,7 +102,7 @@ def refine(
                 shown, _ = distortion(x, x_hat, Draws(0, step, q))
             (x.numel() / image.numel() * shown.sum()).backward(inputs=[leaf])
         (gradient,) = torch.autograd.grad((y_hat * leaf.grad).sum() + weight * bits, y)
-        rate = RATE * max(1.0, MANY / steps) ** 0.5 * min(1.0, 2 * (1 - step / steps))
+        rate = RATE / steps**0.5 * min(1.0, 2 * (1 - step / steps))
         y.data.sub_(rate * descent.direction(gradient))
         if step >= steps // 2:
             average.lerp_(y.detach(), 1 / (step - steps // 2 + 1))
