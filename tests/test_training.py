@@ -405,7 +405,9 @@ def test_what_no_file_gives_comes_of_the_seed(photo_set, tmp_path):
     assert all(torch.equal(value, again[name]) for name, value in first.items())
 
 
-def test_a_second_signal_is_not_held_back():
+def test_a_second_signal_is_not_held_back(request):
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # which what a shell runs behind itself ignores
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
     with pytest.raises(KeyboardInterrupt), _ended_by_signals() as ended:
         signal.raise_signal(signal.SIGINT)
         assert ended == [signal.SIGINT]
