@@ -406,7 +406,7 @@ def test_what_no_file_gives_comes_of_the_seed(photo_set, tmp_path):
 
 
 def test_a_second_signal_is_not_held_back(request):
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # which what a shell runs behind itself ignores
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # in a shell's background job it is ignored
     request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
     with pytest.raises(KeyboardInterrupt), _ended_by_signals() as ended:
         signal.raise_signal(signal.SIGINT)
