@@ -105,7 +105,7 @@ def refine(
         rate = RATE / steps**0.5 * min(1.0, 2 * (1 - step / steps))
         y.data.sub_(rate * descent.direction(gradient))
         if step >= steps // 2:
-            average.lerp_(y.detach(), 1 / (step - steps // 2 + 1))
+            average += y.detach() / (steps - steps // 2)
     return average
 
 
