@@ -132,6 +132,20 @@ def load_parts(path: str | Path, *owners: nn.Module) -> set[str]:
     return loaded
 
 
+def parts_of(names: Iterable[str], *owners: nn.Module) -> dict[str, Tensor]:
+    """The tensors of the named parts of the owners, keyed as `load_parts` reads them."""
+    names = set(names)
+    tensors = {key: value for owner in owners for key, value in owner.state_dict().items()}
+    return {key: value for key, value in tensors.items() if key.partition(".")[0] in names}
+
+
+def save_parts(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Write the tensors of some parts as they are to one safetensors file, whose folder is made if it is not there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    contiguous = {key: value.contiguous() for key, value in tensors.items()}
+    replace_atomically(path, lambda partial: save_file(contiguous, partial))
+
+
 def split_parts(weights: str | Path, out: Path, names: Iterable[str], force: bool = False) -> list[Path]:
     """Write the named parts of a run's weights to `out`, a half-precision file each, and return their paths. Of a part
     larger than `LARGEST_PART` each of its own parts and tensors gets a file.

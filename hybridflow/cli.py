@@ -1,4 +1,5 @@
-"""The command line: ``hybridflow encode | decode | info | compare | train | campaign | split | freeze | export``.
+"""The command line: ``hybridflow encode | decode | info | compare``, and, to train, ``train | campaign | split | average |
+freeze | export``.
 
 Every subcommand is a function ``run(args) -> exit code``. What fails is told in one line on standard error.
 """
@@ -29,6 +30,7 @@ TRAINING = {
     "train": "train one stage of a model",
     "campaign": "train the stages that come next",
     "split": "take parts out of a run's weights",
+    "average": "take the mean of several runs' weights",
     "freeze": "turn what makes bits into integers, before refit",
     "export": "turn a run's weights into a checkpoint",
 }

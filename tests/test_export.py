@@ -129,13 +129,14 @@ def test_a_perceptual_decoder_of_another_model_stays_without_force(every_part, t
     assert [path.name for path in out.iterdir()] == ["tiny-perceptual.safetensors"]
 
 
-@pytest.mark.parametrize("command", ["export", "freeze", "split"])
+@pytest.mark.parametrize("command", ["export", "freeze", "split", "average"])
 def test_nothing_is_replaced_without_force(command, every_part, two_splits, tmp_path, capsys):
-    out = tmp_path / "frozen.safetensors" if command == "freeze" else tmp_path / "out"
-    arguments = [command, str(every_part), "--out", str(out)]
-    arguments += ["--parts", "codebook", "predictor"] if command == "split" else ["--data", str(two_splits)]
+    one_file = command in ("freeze", "average")
+    out = tmp_path / "written.safetensors" if one_file else tmp_path / "out"
+    takes = {"split": ["--parts", "codebook", "predictor"], "average": []}
+    arguments = [command, str(every_part), "--out", str(out), *takes.get(command, ["--data", str(two_splits)])]
     assert main(arguments) == 0
-    files = [out] if command == "freeze" else sorted(out.iterdir())
+    files = [out] if one_file else sorted(out.iterdir())
     for file in files[1:]:
         file.unlink()
     files[0].write_bytes(b"precious")

@@ -109,7 +109,7 @@ def test_a_write_cut_short_leaves_what_was_frozen_before(two_splits, every_part,
         raise OSError("no space left")
 
     monkeypatch.setattr("hybridflow.training.freeze.freeze", lambda model, images: None)
-    monkeypatch.setattr("hybridflow.training.freeze.save_file", cut)
+    monkeypatch.setattr("hybridflow.checkpoint.save_file", cut)
     with pytest.raises(OSError):
         freeze_weights(every_part, SMALL, out, PhotoSet(two_splits, "validation"))
     assert out.read_bytes() == b"good" and sorted(tmp_path.iterdir()) == [out]

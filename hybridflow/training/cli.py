@@ -1,4 +1,4 @@
-"""The commands that train: `hybridflow train`, `campaign`, `split`, `freeze` and `export`.
+"""The commands that train: `hybridflow train`, `campaign`, `split`, `average`, `freeze` and `export`.
 
 What `hybridflow --help` says of each stands in `hybridflow.cli`, which it needs without this module.
 """
@@ -24,6 +24,7 @@ def add_parsers(subparsers) -> None:
     _add_train(subparsers)
     _add_campaign(subparsers)
     _add_split(subparsers)
+    _add_average(subparsers)
     _add_freeze(subparsers)
     _add_export(subparsers)
 
@@ -93,6 +94,27 @@ def _add_split(subparsers) -> None:
     parser.add_argument("--parts", nargs="+", required=True, metavar="PART", help="some of those below")
     _add_force(parser)
     parser.set_defaults(run=_split)
+
+
+def _add_average(subparsers) -> None:
+    parser = subparsers.add_parser(
+        "average",
+        description="Write the mean of the parts that all WEIGHTS hold. Runs that go on from one model, each of a seed of\n"
+        "its own (`--set seed=N`), are often better together than alone, and so is the mean of a model and of what\n"
+        "training made of it. Codewords and frozen integers have no mean: they must be the same in all.",
+        epilog="examples:\n"
+        "  hybridflow average runs/a/weights.safetensors runs/b/weights.safetensors --out runs/mean.safetensors\n"
+        "  hybridflow average tiny.safetensors runs/a/weights.safetensors --shares 0.3 0.7 --out runs/mean.safetensors",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    what = "weights.safetensors of a run, a release, or a folder of parts"
+    parser.add_argument("weights", type=Path, nargs="+", metavar="WEIGHTS", help=what)
+    parser.add_argument("--out", type=Path, required=True, help="safetensors to write")
+    what = "what each counts for, adding up to 1 (default: alike); below 0, to go beyond the others"
+    parser.add_argument("--shares", type=float, nargs="+", metavar="SHARE", help=what)
+    _add_preset(parser)
+    _add_force(parser)
+    parser.set_defaults(run=_average)
 
 
 def _add_freeze(subparsers) -> None:
@@ -207,6 +229,15 @@ def _campaign(args: argparse.Namespace) -> int:
 def _split(args: argparse.Namespace) -> int:
     for path in split_parts(args.weights, args.out, args.parts, args.force):
         print(f"{path}: {path.stat().st_size:,} bytes")
+    return 0
+
+
+def _average(args: argparse.Namespace) -> int:
+    from hybridflow.training.average import average_weights
+
+    refuse_overwrite(args.out, force=args.force)
+    average_weights(args.weights, args.preset, args.out, args.shares)
+    print(f"{args.out}: {args.out.stat().st_size:,} bytes")
     return 0
 
 

@@ -12,11 +12,10 @@ from copy import deepcopy
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from hybridflow.ablation import Ablations
-from hybridflow.checkpoint import load_parts
+from hybridflow.checkpoint import load_parts, parts_of, save_parts
 from hybridflow.container import QUALITIES
 from hybridflow.continuous import ContinuousCodec
 from hybridflow.draws import Draws
@@ -25,7 +24,6 @@ from hybridflow.exact import ACTIVATION_MAX, EXPONENTIALS, LOGIT_STEPS, SHIFT, I
 from hybridflow.masking import random_mask
 from hybridflow.model import HybridFlow
 from hybridflow.probability import MEAN_STEPS, ContextModel, QualityTable
-from hybridflow.saving import replace_atomically
 from hybridflow.training.data import PhotoSet
 from hybridflow.training.tables import count_distances, fit_shares
 
@@ -87,10 +85,7 @@ def freeze_weights(weights: Path, preset: str, out: Path, photos: PhotoSet) -> N
     if "continuous" not in loaded:
         raise TrainingError(f"{weights} lacks continuous: name what joint left, or a folder of all parts")
     freeze(model, photos.centre_crops(COUNT, SIDE))
-    out.parent.mkdir(parents=True, exist_ok=True)
-    tensors = model.state_dict() | ablations.state_dict()
-    tensors = {key: value.contiguous() for key, value in tensors.items() if key.partition(".")[0] in loaded}
-    replace_atomically(out, lambda partial: save_file(tensors, partial))
+    save_parts(out, parts_of(loaded, model, ablations))
 
 
 def _freeze_latent_model(codec: ContinuousCodec, batches: list[tuple[Tensor, Tensor]]) -> None:

@@ -1,0 +1,65 @@
+"""The mean of several runs' weights: model soups (Wortsman et al., ICML 2022), and points on the line from a model to
+what training made of it, or beyond.
+
+Runs that go on from one model, each of a seed of its own, end in about the same place but for noise, which their mean
+has less of.
+"""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from hybridflow.ablation import Ablations
+from hybridflow.checkpoint import DETERMINES_BITS, TRAINING_ONLY, load_parts, parts_of, save_parts
+from hybridflow.errors import TrainingError
+from hybridflow.model import HybridFlow, Preset
+
+
+def average_weights(
+    weights: Sequence[Path], preset: str | Preset, out: Path, shares: Sequence[float] | None = None
+) -> None:
+    """Write the mean of those parts that all weights hold; what gradients do not train is of the first.
+
+    Args:
+        weights: safetensors of runs or releases, or folders of parts.
+        preset: a name of `PRESETS`, or sizes of your own.
+        out: safetensors to write.
+        shares: what each counts for, adding up to 1; below 0 the mean lies beyond the others. Alike if None.
+
+    Raises:
+        TrainingError: shares are not one for each or do not add up to 1; or the weights have no part in common, or
+            differ in what has no mean, frozen integers and codewords.
+        CheckpointError: weights cannot be read, or do not fit the preset.
+    """
+    shares = [1 / len(weights)] * len(weights) if shares is None else shares
+    if len(shares) != len(weights):
+        raise TrainingError(f"{len(weights)} weights, but {len(shares)} shares: give one for each")
+    if not math.isclose(sum(shares), 1, abs_tol=1e-6):
+        raise TrainingError(f"shares add up to {sum(shares):g}, not to 1: change one of them")
+    read = [_read(path, preset) for path in weights]
+    first, learned = read[0]
+    mean = {name: value for name, value in first.items() if all(name in tensors for tensors, _ in read)}
+    if not mean:
+        raise TrainingError(f"{', '.join(map(str, weights))} have no part in common: name weights of the same parts")
+    for name in mean:
+        values = [tensors[name] for tensors, _ in read]
+        if name in learned:
+            mean[name] = sum(share * value.double() for share, value in zip(shares, values)).to(first[name])
+        elif name.startswith(DETERMINES_BITS) and not name.startswith(TRAINING_ONLY):
+            for path, value in zip(weights, values):
+                if not torch.equal(value, first[name]):
+                    mend = "average before `freeze`, or runs that leave the bits of one model as they are"
+                    raise TrainingError(f"{path} and {weights[0]} differ in {name}, which has no mean: {mend}")
+    save_parts(out, mean)
+
+
+def _read(path: Path, preset: str | Preset) -> tuple[dict[str, Tensor], set[str]]:
+    """The tensors of the parts that are there, and the names of all that gradients train."""
+    model = HybridFlow(preset)
+    model.add_perceptual()
+    owners = model, Ablations(model.preset)
+    tensors = parts_of(load_parts(path, *owners), *owners)
+    return tensors, {name for owner in owners for name, _ in owner.named_parameters()}
