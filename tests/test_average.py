@@ -50,7 +50,7 @@ def test_what_only_the_tokenizer_reads_is_of_the_first(every_part, tmp_path):
     assert torch.equal(load_file(tmp_path / "mean.safetensors")[name], load_file(other)[name])
 
 
-def test_a_release_and_what_training_made_of_it_keep_the_model(every_part, tmp_path):
+def test_a_release_and_what_training_made_of_it_keep_the_model(tmp_path):
     """With the floats that its integers were frozen from, which lie in the file beside it."""
     model, ablations = random_model(0), Ablations(SMALL)
     model.half().float()

@@ -99,8 +99,8 @@ def _add_split(subparsers) -> None:
 def _add_average(subparsers) -> None:
     parser = subparsers.add_parser(
         "average",
-        description="Write the mean of the parts that all WEIGHTS hold. Runs that go on from one model, each of a seed of\n"
-        "its own (`--set seed=N`), are often better together than alone, and so is the mean of a model and of what\n"
+        description="Write the mean of the parts that all WEIGHTS hold. Runs that go on from one model, each of a seed\n"
+        "of its own (`--set seed=N`), are often better together than alone, and so is the mean of a model and of what\n"
         "training made of it. Codewords and frozen integers have no mean: they must be the same in all.",
         epilog="examples:\n"
         "  hybridflow average runs/a/weights.safetensors runs/b/weights.safetensors --out runs/mean.safetensors\n"
