@@ -1,5 +1,5 @@
-"""The command line: ``hybridflow encode | decode | info | compare``, and, to train, ``train | campaign | split | average |
-freeze | export``.
+"""The command line: ``hybridflow encode | decode | info | compare``, and, to train, ``train | campaign | split |
+average | freeze | export``.
 
 Every subcommand is a function ``run(args) -> exit code``. What fails is told in one line on standard error.
 """

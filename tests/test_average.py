@@ -93,7 +93,8 @@ def test_weights_without_a_part_in_common_have_no_mean(every_part, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "shares, message", [(["1"], "give one for each"), (["0.5", "0.6"], "add up to 1.1"), (["1", "nan"], "add up to nan")]
+    "shares, message",
+    [(["1"], "give one for each"), (["0.5", "0.6"], "add up to 1.1"), (["1", "nan"], "add up to nan")],
 )
 def test_shares_that_make_no_mean_are_told(shares, message, every_part, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("hybridflow.model.PRESETS", {"tiny": SMALL})

@@ -99,9 +99,10 @@ def _add_split(subparsers) -> None:
 def _add_average(subparsers) -> None:
     parser = subparsers.add_parser(
         "average",
-        description="Write the mean of the parts that all WEIGHTS hold. Runs that go on from one model, each of a seed\n"
-        "of its own (`--set seed=N`), are often better together than alone, and so is the mean of a model and of what\n"
-        "training made of it. Codewords and frozen integers have no mean: they must be the same in all.",
+        description="Write the mean of the parts that all WEIGHTS hold. Runs that go on from one model, each of a\n"
+        "seed of its own (`--set seed=N`), are often better together than alone, and so is the mean of a model\n"
+        "and of what training made of it. Codewords and frozen integers have no mean: they must be the same in\n"
+        "all.",
         epilog="examples:\n"
         "  hybridflow average runs/a/weights.safetensors runs/b/weights.safetensors --out runs/mean.safetensors\n"
         "  hybridflow average tiny.safetensors runs/a/weights.safetensors --shares 0.3 0.7 --out runs/mean.safetensors",
