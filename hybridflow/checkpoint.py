@@ -49,6 +49,11 @@ def _frozen_from(key: str) -> bool:
     return key.startswith(FROZEN_FROM) and not key.startswith(DETERMINES_BITS)
 
 
+def determines_bits(key: str) -> bool:
+    """Whether the tensor of this name, frozen, decides which bits a file has: what the model id is of."""
+    return key.startswith(DETERMINES_BITS) and not key.startswith(TRAINING_ONLY)
+
+
 def makes_bits(key: str) -> bool:
     """Whether the tensor of this name decides which bits a symbol gets, or which y^_c and codewords they are read as:
     frozen, or what that was frozen from."""
@@ -224,11 +229,7 @@ def save_ablation(path: str | Path, model: HybridFlow, ablations: nn.Module, nam
         names: of the ablations' parts to be written; the others were never trained.
     """
     floats = {key: value for key, value in model.state_dict().items() if _frozen_from(key)}
-    baselines = {
-        key: value
-        for key, value in ablations.state_dict().items()
-        if f".{INTEGERS}" not in key and key.partition(".")[0] in names
-    }
+    baselines = {key: value for key, value in parts_of(names, ablations).items() if f".{INTEGERS}" not in key}
     save_half(path, floats | baselines, {"model_id": model_id(model).hex()})
 
 
@@ -319,6 +320,6 @@ def model_id(model: HybridFlow) -> bytes:
     """
     digest = hashlib.sha256()
     for key, value in sorted(model.state_dict().items()):
-        if key.startswith(DETERMINES_BITS) and not key.startswith(TRAINING_ONLY):
+        if determines_bits(key):
             digest.update(key.encode() + value.detach().cpu().contiguous().numpy().tobytes())
     return digest.digest()[:3]

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from hybridflow.ablation import Ablations
-from hybridflow.checkpoint import DETERMINES_BITS, TRAINING_ONLY, load_parts, parts_of, save_parts
+from hybridflow.checkpoint import determines_bits, load_parts, parts_of, save_parts
 from hybridflow.errors import TrainingError
 from hybridflow.model import HybridFlow, Preset
 
@@ -48,7 +48,7 @@ def average_weights(
         values = [tensors[name] for tensors, _ in read]
         if name in learned:
             mean[name] = sum(share * value.double() for share, value in zip(shares, values)).to(first[name])
-        elif name.startswith(DETERMINES_BITS) and not name.startswith(TRAINING_ONLY):
+        elif determines_bits(name):
             for path, value in zip(weights, values):
                 if not torch.equal(value, first[name]):
                     mend = "average before `freeze`, or runs that leave the bits of one model as they are"

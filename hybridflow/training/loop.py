@@ -12,11 +12,10 @@ from typing import Any
 
 import torch
 import yaml
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from hybridflow.ablation import Ablations
-from hybridflow.checkpoint import load_parts
+from hybridflow.checkpoint import load_parts, save_parts
 from hybridflow.distributed import agreed, mean_over_processes
 from hybridflow.draws import Draws
 from hybridflow.errors import TrainingError
@@ -314,12 +313,12 @@ class Run:
         for name, value in self.stage.state_dict().items():
             owner, _, key = name.partition(".")
             if owner in ("model", "ablations") and key.partition(".")[0] in self.parts:
-                weights[key] = self.average.get(name, value).detach().cpu().contiguous()
+                weights[key] = self.average.get(name, value).detach().cpu()
         return weights
 
     def _save_weights(self, name: str) -> None:
         if self.accelerator.is_main_process:
-            replace_atomically(self.out / name, lambda path: save_file(self.averaged_weights(), path))
+            save_parts(self.out / name, self.averaged_weights())
 
     def save(self) -> None:
         """Write the full state, and the averaged weights. The place in the data is the step."""
