@@ -5,6 +5,7 @@ Every subcommand is a function ``run(args) -> exit code``. What fails is told in
 """
 
 import argparse
+import codecs
 import functools
 import io
 import json
@@ -46,7 +47,8 @@ def main(argv: list[str] | None = None) -> int:
     """
     argv = sys.argv[1:] if argv is None else argv
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="surrogateescape")  # names of files may be no text
+        codecs.register_error("as_they_are", _as_they_are)
+        sys.stdout.reconfigure(errors="as_they_are")
     args = _parser(with_training=bool(argv) and argv[0] in TRAINING).parse_args(argv)
     try:
         return args.run(args)
@@ -87,7 +89,7 @@ def _decode(args: argparse.Namespace) -> int:
 
     def decode(source: str, target: str) -> None:
         data = _read(source)
-        unpack(data, check=False)  # of a file that is none, that is to be told
+        unpack(data, check=not (args.preview or args.salvage))  # what is wrong with it is told before what follows
         _refuse(target, args.force, source)
         suffix = ".png" if target == STREAM else Path(target).suffix
         writable_format(suffix)
@@ -119,6 +121,7 @@ def _compare(args: argparse.Namespace) -> int:
     def read(source: str) -> tuple[Image.Image, bytes]:
         data = _read(source)
         if source.endswith(".hf") or looks_like_file(data):
+            unpack(data)
             return _codec_of(args)(data).decode(data), data
         return _read_picture(source, data), data
 
@@ -176,7 +179,7 @@ def _looks_encoded(path: Path) -> bool:
 def _names_file(output: str) -> bool:
     """Whether what is yet to be made would be taken for one picture or one .hf file."""
     path = Path(output)
-    return not (path.is_dir() or output.endswith(FOLDER)) and (_looks_encoded(path) or looks_like_image(path))
+    return not (os.path.isdir(output) or output.endswith(FOLDER)) and (_looks_encoded(path) or looks_like_image(path))
 
 
 def _expand(args: argparse.Namespace, fits: Callable[[Path], bool]) -> list[str]:
@@ -187,10 +190,14 @@ def _expand(args: argparse.Namespace, fits: Callable[[Path], bool]) -> list[str]
         args.usage_error("an input has an empty name: give a file, a folder, or - for standard input")
     sources = []
     for name in args.inputs:
-        if not Path(name).is_dir():
+        if not os.path.isdir(name):
             sources.append(name)
             continue
-        inside = sorted(str(path) for path in Path(name).iterdir() if path.is_file() and fits(path))
+        try:
+            entries = list(Path(name).iterdir())
+        except OSError as error:
+            raise HybridFlowError(f"{name} cannot be listed ({error.strerror}): check who may read it") from None
+        inside = sorted(str(path) for path in entries if (os.path.isfile(path) or path.is_symlink()) and fits(path))
         if not inside:
             raise HybridFlowError(f"{name} holds no file that {args.command} takes: give another folder, or files")
         sources += inside
@@ -206,12 +213,12 @@ def _plan(args: argparse.Namespace, suffix: str, fits: Callable[[Path], bool]) -
         if args.output and args.output.endswith(FOLDER):
             args.usage_error("standard input has no name to give a file in a folder: name a file by -o")
         return [(sources[0], args.output or STREAM)]
-    many = len(sources) > 1 or Path(args.inputs[0]).is_dir()
-    inside = args.output is not None and (many or args.output.endswith(FOLDER) or Path(args.output).is_dir())
+    many = len(sources) > 1 or os.path.isdir(args.inputs[0])
+    inside = args.output is not None and (many or args.output.endswith(FOLDER) or os.path.isdir(args.output))
     if args.output is None:
         targets = [str(Path(source).with_suffix(suffix)) for source in sources]
     elif inside:
-        if Path(args.output).is_file():
+        if os.path.isfile(args.output):
             args.usage_error(f"{args.output} is a file: many files need a folder for -o")
         if _names_file(args.output):
             args.usage_error(f"{args.output} is the name of a file: many files need a folder for -o, end it in /")
@@ -222,7 +229,10 @@ def _plan(args: argparse.Namespace, suffix: str, fits: Callable[[Path], bool]) -
     if times > 1:
         raise HybridFlowError(f"{times} inputs would all become {target}: convert them one by one with -o")
     if inside:
-        Path(args.output).mkdir(parents=True, exist_ok=True)
+        try:
+            os.makedirs(args.output, exist_ok=True)
+        except OSError as error:
+            raise HybridFlowError(f"cannot make {args.output} ({error.strerror}): choose another folder") from None
     return list(zip(sources, targets))
 
 
@@ -271,8 +281,8 @@ def _refuse(target: str, force: bool, *sources: str) -> None:
         if os.path.realpath(target) in (os.path.realpath(source) for source in sources if source != STREAM):
             raise HybridFlowError(f"{target} is what is read, and the output would take its place: name another by -o")
         refuse_overwrite(target, force=force)
-        folder = Path(target).resolve().parent
-        if not folder.is_dir():
+        folder = os.path.dirname(os.path.realpath(target))
+        if not os.path.isdir(folder):
             raise HybridFlowError(f"cannot write {target} (there is no such folder): make it, or choose another place")
         if not os.access(folder, os.W_OK):
             raise HybridFlowError(f"cannot write {target} (the folder is read-only): choose another place")
@@ -289,6 +299,15 @@ def _write(target: str, data: bytes, force: bool) -> None:
 def _say(target: str, line: str) -> None:
     """Print a result; on standard error if standard output carries the data."""
     tqdm.write(line, file=sys.stderr if target == STREAM else sys.stdout)
+
+
+def _as_they_are(error: UnicodeError) -> tuple[str | bytes, int]:
+    """How standard output takes names of files: as their bytes are where they are no text, escaped where its encoding
+    has no such character."""
+    try:
+        return codecs.lookup_error("surrogateescape")(error)
+    except UnicodeError:
+        return codecs.lookup_error("backslashreplace")(error)
 
 
 def _complain(error: Exception, name: str = "") -> None:

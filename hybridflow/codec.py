@@ -158,7 +158,7 @@ class Codec:
             bits = min(bpp * picture.width * picture.height, sys.maxsize)
             max_bytes = int(bits / 8 + 1e-6)  # what a file has is not over its own rate, whatever floats make of it
         if max_bytes is None:
-            quality = 31 if quality is None else quality
+            quality = 31 if quality is None else int(quality)
             return attempt((quality, schedule or self._usual_schedule(quality)), effort)
         points = self.operating_points
         if schedule is not None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageCms, ImageOps
+from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION
 
 from hybridflow.container import MAX_PIXELS, too_large
 from hybridflow.errors import HybridFlowError, ImageError
@@ -101,6 +102,8 @@ def read_file(path: str | os.PathLike, refusal: type[HybridFlowError] = HybridFl
         return Path(path).read_bytes()
     except OSError as error:
         raise refusal(f"cannot read {path} ({error.strerror}): check the path") from None
+    except ValueError:  # a null character
+        raise refusal(f"cannot read {str(path)!r} (no name of a file): check the path") from None
 
 
 def _readable_formats() -> list[str]:
@@ -128,7 +131,7 @@ def _from_pillow(source: bytes | Image.Image, name: str) -> Image.Image:
 
 def _to_rgb(image: Image.Image, name: str) -> Image.Image:
     _refuse_size(image.width, image.height, name)
-    if image.format != "MPO" and getattr(image, "is_animated", False):  # a photo's MPO holds previews of it
+    if image.format not in ("MPO", "PSD") and getattr(image, "is_animated", False):  # previews of a photo, layers of it
         taken = f"number {image.tell() + 1}" if image.tell() else "the first"
         warnings.warn(f"{name} has more than one frame: {taken} is taken", stacklevel=4)
     layout = image.tile[0].args if getattr(image, "tile", None) else None
@@ -136,10 +139,10 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
     _refuse_size(image.width, image.height, name)  # some formats learn it only now
     if "transparency" in image.info and layout in _KEYS:
         image.info["transparency"] = _KEYS[layout](image.info["transparency"])
-    profile = image.info.get("icc_profile")
+    profile, (black, white) = image.info.get("icc_profile"), _deep_range(image)
     image = _upright(image, name)
     if image.mode.startswith("I") or image.mode == "F":
-        image, alpha = _deep_to_grey(image, name)
+        image, alpha = _deep_to_grey(image, black, white, name)
     else:
         image, alpha = _split_alpha(image)
     if profile:
@@ -166,15 +169,24 @@ def _refuse_size(width: int, height: int, name: str) -> None:
         raise ImageError(f"{name} has {width} x {height} pixels: {_SCALE}")
 
 
-def _deep_to_grey(image: Image.Image, name: str) -> tuple[Image.Image, Image.Image | None]:
-    """Greyscale of 16 bits (I, I;16) or of floats in [0,1] (F) as 8 bits, and its transparency if it has any."""
-    samples = np.asarray(image).astype(np.float64)
-    limit = 1 if image.mode == "F" else 65535
+def _deep_range(image: Image.Image) -> tuple[int, int]:
+    """What black and white are in greyscale of floats (F) or of 16 bits (I, I;16), which Pillow leaves as a TIFF has
+    it: of 12 bits, or with white at zero."""
+    tags = getattr(image, "tag_v2", {})
+    limit = 1 if image.mode == "F" else 4095 if tags.get(BITSPERSAMPLE) == (12,) else 65535
+    return (limit, 0) if tags.get(PHOTOMETRIC_INTERPRETATION) == 0 else (0, limit)
+
+
+def _deep_to_grey(
+    image: Image.Image, black: int, white: int, name: str
+) -> tuple[Image.Image, Image.Image | None]:
+    """Greyscale of `_deep_range` as 8 bits, and its transparency if it has any."""
+    samples, limit = np.asarray(image).astype(np.float64), max(black, white)
     if not (samples.min() >= 0 and samples.max() <= limit):
         raise ImageError(f"{name} has samples outside 0 to {limit}: convert it to 8 bits first")
     transparent = image.info.get("transparency")
     alpha = None if transparent is None else Image.fromarray(np.where(samples == transparent, 0, 255).astype(np.uint8))
-    return Image.fromarray(np.rint(samples * (255 / limit)).astype(np.uint8)), alpha
+    return Image.fromarray(np.rint(np.abs(samples - black) * (255 / limit)).astype(np.uint8)), alpha
 
 
 def _split_alpha(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:

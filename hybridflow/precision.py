@@ -7,11 +7,16 @@ from hybridflow.errors import HybridFlowError
 
 def require_device(device: str) -> None:
     """Raise HybridFlowError unless networks can run on "cpu", or on "cuda", here."""
-    kind = str(device).partition(":")[0]
-    if kind not in ("cpu", "cuda"):
+    try:
+        chosen = torch.device(device)
+    except (RuntimeError, TypeError):
+        chosen = None
+    if chosen is None or chosen.type not in ("cpu", "cuda"):
         raise HybridFlowError(f"networks do not run on {device!r}: choose cpu or cuda")
-    if kind == "cuda" and not torch.cuda.is_available():
+    if chosen.type == "cuda" and not torch.cuda.is_available():
         raise HybridFlowError("there is no GPU here that PyTorch can use: choose device cpu")
+    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
+        raise HybridFlowError(f"there is no {device} here: choose one of {torch.cuda.device_count()} GPUs, from cuda:0")
 
 
 def computes_in_bfloat16(device: str) -> bool:

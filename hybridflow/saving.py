@@ -1,6 +1,7 @@
 """Files are written whole or not at all, and replaced only if that is wanted."""
 
 import os
+import uuid
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -12,11 +13,13 @@ def replace_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a file beside `path`, then let it take the place of `path`, on the disk as in memory: a kill at
     any moment leaves the last good file. Who may read it is left to the umask, whatever `write` thinks (safetensors
     lets nobody else). A symbolic link stays one."""
-    path = path.resolve()
-    partial = path.with_name(f".{path.name[:40]}.{os.getpid()}.partial")  # a name may be as long as names may be
+    path = Path(os.path.realpath(path))
+    partial = path.with_name(f".{path.name[:40]}.{uuid.uuid4().hex}.partial")  # a name may be as long as names may be
     try:
+        partial.touch(exist_ok=False)
+        mode = partial.stat().st_mode
         write(partial)
-        partial.chmod(0o666 & ~_umask())
+        partial.chmod(mode)
         _sync(partial, os.O_RDWR)  # Windows syncs nothing that is open for reading alone
         os.replace(partial, path)
     finally:
@@ -31,27 +34,30 @@ def write_atomic(path: str | os.PathLike, data: bytes, *, force: bool = False) -
     Raises:
         HybridFlowError: the file exists and force is not set, or it cannot be written.
     """
-    path = Path(path)
     refuse_overwrite(path, force=force)
     try:
-        replace_atomically(path, lambda partial: partial.write_bytes(data))
+        replace_atomically(Path(path), lambda partial: partial.write_bytes(data))
     except OSError as error:
-        raise HybridFlowError(f"cannot write {path} ({error.strerror}): choose another place") from None
+        raise _cannot_write(path, error) from None
 
 
 def refuse_overwrite(path: str | os.PathLike, *, force: bool = False) -> None:
-    """Raise HybridFlowError if something is at path that must not be replaced; call it before long work."""
-    path = Path(path)
-    if path.exists() and not path.is_file():
+    """Raise HybridFlowError if something is at path that must not be replaced, or if nothing can be; call it before
+    long work."""
+    try:
+        os.lstat(path)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise _cannot_write(path, error) from None
+    if os.path.exists(path) and not os.path.isfile(path):
         raise HybridFlowError(f"{path} is not a file: choose another name")
-    if (path.exists() or path.is_symlink()) and not force:
+    if not force:
         raise HybridFlowError(f"{path} exists: choose another name, or replace it with --force")
 
 
-def _umask() -> int:
-    mask = os.umask(0o077)  # it can only be read by setting it
-    os.umask(mask)
-    return mask
+def _cannot_write(path: str | os.PathLike, error: OSError) -> HybridFlowError:
+    return HybridFlowError(f"cannot write {path} ({error.strerror}): choose another place")
 
 
 def _sync(path: Path, access: int) -> None:

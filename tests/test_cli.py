@@ -132,6 +132,20 @@ def test_a_folder_with_a_bad_file_in_it(run, tmp_path, capsys):
     assert names(tmp_path / "packed") == ["a.hf", "a.png", "c.hf", "c.png"]
 
 
+def test_what_cannot_be_looked_at_is_told_and_the_others_go_on(run, photo, tmp_path, capsys):
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    (photos / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    (photos / "looped.png").symlink_to("looped.png")
+    picture(1).save(photos / "seen.png")
+    assert run("encode", photos, "x" * 300 + ".png", "-o", f"{tmp_path}/packed/") == 1
+    assert names(tmp_path / "packed") == ["seen.hf"]
+    err = capsys.readouterr().err
+    assert err.count("check the path") == 2 and all(name in err for name in ("gone.png: ", "looped.png: ", "xxx.png: "))
+    assert run("encode", photo, "-o", f"{photo}/out/") == 1
+    assert "choose another folder" in the_error(capsys)
+
+
 def test_output_formats_follow_the_name(run, encoded, tmp_path, capsys):
     assert run("decode", encoded, "-o", tmp_path / "photo.webp") == 0
     assert (tmp_path / "photo.webp").read_bytes()[8:12] == b"WEBP"
@@ -244,6 +258,16 @@ def test_cut_and_flipped_files(run, command, encoded, tmp_path, capsys):
     assert names(tmp_path) == ["damaged.hf", "photo.hf", "photo.jpg"]
 
 
+@pytest.mark.parametrize("command", [("decode",), ("info",), ("compare", "photo.jpg")])
+def test_damage_to_the_models_id_or_the_sides_is_told_as_damage(command, encoded, capsys, monkeypatch):
+    monkeypatch.chdir(encoded.parent)
+    data = encoded.read_bytes()
+    for place in range(2, 8):  # model id, width, height
+        (encoded.parent / "damaged.hf").write_bytes(data[:place] + bytes([data[place] ^ 129]) + data[place + 1 :])
+        assert main([*command, "damaged.hf"]) == 1
+        assert "cut or damaged" in the_error(capsys)
+
+
 def test_another_checkpoint(encoded, other_checkpoint_path, capsys):
     before = names(encoded.parent)
     for command in ("decode", "info"):
@@ -291,6 +315,14 @@ def test_a_name_that_is_no_text_is_printed_as_it_is(encoded, checkpoint_path, tm
     environment = os.environ | {"PYTHONIOENCODING": "utf-8"}
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True)
     assert b"caf\xe9.png: 70 x 45" in done.stdout and os.path.exists(name[:-3] + b".png")
+
+
+def test_a_name_that_the_terminal_cannot_show_is_printed_escaped(encoded, checkpoint_path, tmp_path):
+    encoded.rename(tmp_path / "\u65e5\u672c.hf")
+    command = [sys.executable, "-m", "hybridflow", "decode", "--checkpoint", str(checkpoint_path), str(tmp_path)]
+    environment = os.environ | {"PYTHONIOENCODING": "cp1252"}
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True)
+    assert rb"\u65e5\u672c.png: 70 x 45" in done.stdout
 
 
 def test_what_cannot_be_written_is_refused_before_work(run, photo, encoded, tmp_path, capsys, monkeypatch):

@@ -89,6 +89,7 @@ def test_every_kind_of_input_gives_the_same_bytes(codec, picture, tmp_path):
 
 def test_neither_quality_nor_target_means_quality_31(codec, picture):
     assert codec.encode(picture) == codec.encode(picture, quality=31)
+    assert codec.encode(picture, quality=True) == codec.encode(picture, quality=1)
     assert codec.info(codec.encode(picture))["quality"] == 31
 
 
@@ -336,15 +337,20 @@ def test_files_are_read_by_path_too(codec, picture, tmp_path):
     for source in (None, 5, io.StringIO("text")):
         with pytest.raises(HybridFlowError, match="binary file object"):
             codec.decode(source)
-    with pytest.raises(HybridFlowError, match="missing.hf.*check the path"):
-        codec.decode(tmp_path / "missing.hf")
+    for name in ("missing.hf", "mis\0sing.hf"):
+        with pytest.raises(HybridFlowError, match="sing.hf.*check the path"):
+            codec.decode(tmp_path / name)
 
 
 def test_a_device_that_is_not_there_is_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    for device in ("cuda", "cuda:1", "abacus"):
+    for device in ("cuda", "cuda:1", "abacus", "cpu:foo", "mps", None):
         with pytest.raises(HybridFlowError, match="choose"):
             hybridflow.load(device=device)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(HybridFlowError, match="one of 2 GPUs"):
+        hybridflow.load(device="cuda:2")
 
 
 def test_the_package_names_what_it_offers():

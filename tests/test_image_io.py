@@ -75,6 +75,19 @@ def test_palette_and_cmyk(photo):
     assert np.abs(pixels(cmyk) - pixels(photo)).mean() < 6
 
 
+@pytest.mark.parametrize(
+    ("tag", "value", "sample", "grey"),
+    [(262, 0, 0x3333, 204), (262, 1, 0x3333, 51), (258, 12, 0x8888, 136), (258, 16, 0x8080, 128)],
+)
+def test_what_is_black_and_white_in_a_deep_tiff(tag, value, sample, grey):
+    """White at zero (262), and 12 bits, which Pillow reads but does not write (258)."""
+    data = file_bytes(Image.fromarray(np.full((4, 6), sample, np.uint16)), "TIFF")
+    before = {262: 1, 258: 16}[tag]
+    old, new = (struct.pack("<HHIH", tag, 3, 1, number) for number in (before, value))
+    assert data.count(old) == 1
+    assert (pixels(read_image(data.replace(old, new))) == grey).all()
+
+
 def test_16_bits_are_rounded_to_8():
     samples = np.arange(0, 65536, 16, dtype=np.uint16).reshape(64, 64)
     expected = np.rint(samples / 257)[..., None]
@@ -210,6 +223,17 @@ def test_frames_that_are_lost_are_told(photo):
     with Image.open(buffer) as image, pytest.warns(UserWarning, match="number 2 is taken"):
         image.seek(1)
         assert read_image(image) == frames[1]
+
+
+def test_layers_are_no_frames(photo):
+    header = struct.pack(">4sH6xHIIHH", b"8BPS", 1, 3, photo.height, photo.width, 8, 3)
+    layers = b"".join(struct.pack(">4iH", 0, 0, 1, 1, 0) + b"8BIMnorm\xff\0\0\0" + bytes(4) for _ in range(2))
+    info = struct.pack(">h", 2) + layers
+    planes = struct.pack(">H", 0) + b"".join(plane.tobytes() for plane in photo.split())
+    data = header + bytes(8) + struct.pack(">II", len(info) + 4, len(info)) + info + planes
+    with Image.open(io.BytesIO(data)) as image:
+        assert image.is_animated
+    assert read_image(data) == photo
 
 
 @pytest.mark.parametrize("file_format", ["PNG", "JPEG", "WEBP", "TIFF", "GIF"])

@@ -1,6 +1,7 @@
 """Files are written whole or not at all, and replaced only if that is wanted."""
 
 import os
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -47,7 +48,10 @@ def test_files_are_written_whole_or_not_at_all(tmp_path, monkeypatch):
 
 def test_places_that_hold_no_file_are_refused(tmp_path):
     os.mkfifo(tmp_path / "pipe")
-    for path in (tmp_path / "no" / "folder", tmp_path, tmp_path / "pipe"):
+    (tmp_path / "file").touch()
+    for path in (
+        tmp_path / "no" / "folder", tmp_path, tmp_path / "pipe", tmp_path / "file" / "inside", tmp_path / ("z" * 300)
+    ):
         with pytest.raises(HybridFlowError, match="choose another"):
             write_atomic(path, b"data", force=True)
 
@@ -69,12 +73,13 @@ def test_what_is_written_is_on_the_disk_before_it_replaces_anything(tmp_path, mo
     assert calls == ["fsync", "replace", "fsync"]  # the file, then its folder
 
 
-def test_processes_that_write_one_file_do_not_share_their_halves(tmp_path, monkeypatch):
-    partials = []
-    for process in (1, 2):
-        monkeypatch.setattr(os, "getpid", lambda: process)
-        replace_atomically(tmp_path / "file", lambda partial: partials.append(partial) or partial.write_bytes(b""))
-    assert partials[0] != partials[1]
+def test_those_that_write_at_once_do_not_share_their_halves(tmp_path):
+    paths = [tmp_path / f"{'holiday' * 6}_{number}.png" for number in range(8)]
+    with ThreadPoolExecutor(len(paths)) as threads:
+        for turn in range(5):
+            list(threads.map(lambda path: write_atomic(path, f"{turn} {path}".encode(), force=True), paths))
+            assert [path.read_text() for path in paths] == [f"{turn} {path}" for path in paths]
+    assert sorted(tmp_path.iterdir()) == paths
 
 
 def test_a_folder_that_is_not_to_be_listed_takes_files(tmp_path, monkeypatch):
