@@ -17,7 +17,7 @@ from PIL import Image
 
 import hybridflow
 from eval import command
-from eval.ffmpeg import decode_vvc, encode_vvc
+from eval.ffmpeg import VVC_QPS, decode_vvc, encode_vvc
 from hybridflow.cli import positive
 from hybridflow.image_io import read_image, writable_format
 from hybridflow.metrics import lpips, psnr
@@ -26,13 +26,11 @@ from hybridflow.side_by_side import side_by_side
 SHOWN = (384, 512)
 """Width and height, in pixels, of the largest part that is shown: three of them fit a page."""
 
-QPS = range(64)
-
 
 def smallest_from(encode: Callable[[int], bytes], size: int) -> bytes:
     """The stream of the highest qp that has at least `size` bytes, or that of the lowest qp if none has."""
     encode = functools.cache(encode)
-    first_smaller = bisect_left(QPS, True, key=lambda qp: len(encode(qp)) < size)
+    first_smaller = bisect_left(VVC_QPS, True, key=lambda qp: len(encode(qp)) < size)
     return encode(max(first_smaller - 1, 0))
 
 
@@ -58,7 +56,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--bpp", type=positive(float), default=0.03, help="ours is at or under that (%(default)s)")
     command.add_checkpoint(parser)
     parser.add_argument("--left", type=int, metavar="X", help="show the columns from this one on (the middle)")
-    parser.add_argument("-o", "--output", type=Path, required=True, metavar="PNG")
+    parser.add_argument("-o", "--output", type=command.file_to_write, required=True, metavar="PNG")
     args = parser.parse_args(argv)
     writable_format(args.output.suffix)
 

@@ -10,6 +10,7 @@ CSV already holds are not measured again; an image that cannot be read is skippe
 
 import functools
 import io
+import itertools
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from PIL import Image, features
 from eval import command, ffmpeg
 from eval.cost import cost_of
 from eval.curves import Coding, add_arguments, costs, run
+from hybridflow.errors import HybridFlowError
 from hybridflow.image_io import read_image
 
 
@@ -33,6 +35,8 @@ class Codec:
     version: Callable[[], str]
     qualities: tuple[int, ...]
     """From the lowest rate up to about 0.1 bits per pixel of Kodak; VVC goes on until a learned codec's LPIPS."""
+    takes: range
+    """Its qualities."""
     encode: Callable[[Image.Image, int], bytes]
     decode: Callable[[bytes, tuple[int, int]], Image.Image]
     in_process: bool = True
@@ -51,7 +55,7 @@ def pillow_codec(title: str, form: str, version: Callable[[], str], qualities: t
         return Image.open(io.BytesIO(data)).convert("RGB")
 
     text = ", ".join(f"{name}={value}" for name, value in {"quality": "q", **settings}.items())
-    return Codec(title, text, version, qualities, encode, decode)
+    return Codec(title, text, version, qualities, range(101), encode, decode)
 
 
 def _pillow(feature: str) -> str:
@@ -80,6 +84,7 @@ CODECS = {
         f"{' '.join(ffmpeg.HEVC_SETTINGS)} -x265-params {ffmpeg.HEVC_PARAMETERS}:qp=q",
         lambda: _ffmpeg("libx265"),
         (51, 48, 45),
+        ffmpeg.HEVC_QPS,
         ffmpeg.encode_hevc,
         ffmpeg.decode_hevc,
         in_process=False,
@@ -89,6 +94,7 @@ CODECS = {
         f"{' '.join(ffmpeg.VVC_SETTINGS)} -qp q",
         lambda: _ffmpeg("libvvenc"),
         (63, 58, 55, 52, 49, 46, 43),
+        ffmpeg.VVC_QPS,
         ffmpeg.encode_vvc,
         ffmpeg.decode_vvc,
         in_process=False,
@@ -137,10 +143,15 @@ class Baseline:
 def main(argv: list[str] | None = None) -> int:
     parser = command.parser("baselines", __doc__)
     add_arguments(parser)
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="DIR")
     parser.add_argument("--codecs", nargs="+", choices=CODECS, default=list(CODECS), help="(all)")
     parser.add_argument("--qualities", type=int, nargs="+", metavar="Q", help="of every codec (to its lowest rate)")
     args = parser.parse_args(argv)
 
+    for name, quality in itertools.product(args.codecs, args.qualities or ()):
+        if quality not in (takes := CODECS[name].takes):
+            mend = "measure such codecs one by one by --codecs"
+            raise HybridFlowError(f"{name} takes qualities of {takes[0]} to {takes[-1]}, not {quality}: {mend}")
     curves = [Baseline(name, tuple(args.qualities or CODECS[name].qualities)) for name in args.codecs]
     return run(curves, args.data, args.output, "baselines.csv", args.workers)
 

@@ -4,6 +4,7 @@ import argparse
 import functools
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import ParamSpec
 
 from hybridflow.errors import HybridFlowError
@@ -38,6 +39,14 @@ def add_device(parser: argparse.ArgumentParser) -> None:
         return text
 
     parser.add_argument("--device", type=device, default="cpu", help="cpu or cuda (%(default)s)")
+
+
+def file_to_write(text: str) -> Path:
+    """An argument's type: the path of a file, as which a folder is refused before the work."""
+    path = Path(text)
+    if path.is_dir():
+        raise argparse.ArgumentTypeError(f"{text} is a folder: name a file in it")
+    return path
 
 
 def one_line_errors(main: Callable[P, int]) -> Callable[P, int]:

@@ -231,12 +231,11 @@ def print_table(result: dict) -> None:
     print(f"\n{result['name']}\n{aligned(['point', *shown], rows)}")
 
 
-def add_arguments(parser: argparse.ArgumentParser, output: str = "DIR") -> None:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What every command takes that codes a folder of images."""
     parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="folder of images")
     what = "of one thread each (%(default)s)"
     parser.add_argument("--workers", type=positive(int), default=1, metavar="N", help=what)
-    parser.add_argument("-o", "--output", type=Path, required=True, metavar=output)
 
 
 def run(curves: Sequence[Curve], data: Path, output: Path, csv_name: str, workers: int) -> int:

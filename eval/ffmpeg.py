@@ -16,19 +16,21 @@ from hybridflow.errors import HybridFlowError
 
 VVC_SETTINGS = ("-pix_fmt", "yuv420p10le", "-c:v", "libvvenc", "-preset", "slow")
 """Its perceptual optimisation is on, as is its default."""
+VVC_QPS = range(64)
 
 HEVC_SETTINGS = ("-pix_fmt", "yuv420p", "-c:v", "libx265", "-preset", "slow")
 HEVC_PARAMETERS = "log-level=none:info=0"
 """Without `info=0`, x265 writes its settings into every stream, which are 2 kB."""
+HEVC_QPS = range(52)
 
 
 def encode_vvc(image: Image.Image, qp: int) -> bytes:
-    """RGB image -> a `.266` stream, smaller the higher qp (0 to 63)."""
+    """RGB image -> a `.266` stream, smaller the higher qp (of `VVC_QPS`)."""
     return _encode(image, *VVC_SETTINGS, "-qp", str(qp), "-f", "vvc")
 
 
 def encode_hevc(image: Image.Image, qp: int) -> bytes:
-    """RGB image -> a `.265` stream, smaller the higher qp (0 to 51)."""
+    """RGB image -> a `.265` stream, smaller the higher qp (of `HEVC_QPS`)."""
     return _encode(image, *HEVC_SETTINGS, "-x265-params", f"{HEVC_PARAMETERS}:qp={qp}", "-f", "hevc")
 
 

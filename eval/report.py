@@ -21,11 +21,11 @@ from PIL import Image
 from tqdm import tqdm
 
 from eval import bd, claims, command
-from eval.against_vvc import QPS, smallest_from
+from eval.against_vvc import smallest_from
 from eval.curves import add_arguments, readable, worker_pool
 from eval.datasets import list_images
 from eval.distortion import distortions
-from eval.ffmpeg import decode_vvc, encode_vvc
+from eval.ffmpeg import VVC_QPS, decode_vvc, encode_vvc
 from eval.plot import figures_of, is_ablation, ours, save
 from eval.readme import COLUMNS, headline
 from eval.result_files import METRICS, CurveResult, read_curves
@@ -65,7 +65,7 @@ def look_at(image: Path, checkpoint: str, bpp: float) -> dict:
         "height": original.height,
         "original": data_uri(original),
         "ours_is_at_its_lowest": at_its_lowest,
-        "vvc_is_at_its_lowest": len(vvc) > len(ours) and vvc == encode(QPS[-1]),
+        "vvc_is_at_its_lowest": len(vvc) > len(ours) and vvc == encode(VVC_QPS[-1]),
         "versions": [
             {
                 "name": name,
@@ -105,8 +105,10 @@ def read_parts(path: Path) -> dict:
     try:
         content = json.loads(path.read_text())
         if {"name", "description", "point", "tables"} <= content.keys():
+            for rows in filter(None, content["tables"].values()):
+                cells_of(rows)
             return content
-    except (ValueError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         pass
     raise HybridFlowError(f"{path} is not of eval.parts: it must hold name, description, point and tables")
 
@@ -166,7 +168,8 @@ def render(curves: list[CurveResult], photos: list[dict], bpp: float, parts: dic
 @command.one_line_errors
 def main(argv: list[str] | None = None) -> int:
     parser = command.parser("report", __doc__)
-    add_arguments(parser, output="HTML")
+    add_arguments(parser)
+    parser.add_argument("-o", "--output", type=command.file_to_write, required=True, metavar="HTML")
     parser.add_argument("--results", type=Path, required=True, metavar="DIR", help="of eval.run and eval.baselines")
     parser.add_argument("--parts", type=Path, metavar="JSON", help="of eval.parts: what each part is worth")
     command.add_checkpoint(parser)

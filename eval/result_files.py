@@ -57,12 +57,17 @@ def read_curve(path: Path) -> CurveResult:
     """One JSON; HybridFlowError if it is not in the schema."""
     try:
         content = json.loads(path.read_text())
-        curve = CurveResult(path.stem, content["name"], content["description"], content["results"])
-        if "bpp" in curve.results:
-            return curve
-    except (ValueError, KeyError, TypeError):
+        name, description, results = (content[key] for key in ("name", "description", "results"))
+        rates = [float(rate) for rate in results["bpp"]]
+        alike = all(len(figures) == len(rates) for figures in results.values())
+        if rates and alike and isinstance(name, str) and isinstance(description, str):
+            order = sorted(range(len(rates)), key=rates.__getitem__)
+            sorted_results = {key: [figures[i] for i in order] for key, figures in results.items()}
+            return CurveResult(path.stem, name, description, sorted_results)
+    except (ValueError, KeyError, TypeError, AttributeError):
         pass
-    raise HybridFlowError(f"{path} is no curve: it must hold name, description and results with bpp")
+    must = "name and description, texts, and results, lists of equal length, one of them bpp"
+    raise HybridFlowError(f"{path} is no curve: it must hold {must}")
 
 
 def read_curves(folder: Path) -> list[CurveResult]:

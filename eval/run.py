@@ -280,6 +280,7 @@ def ablations_of(whole: Checkpoint, mse: Path | None) -> list[Ablated]:
 def main(argv: list[str] | None = None) -> int:
     parser = command.parser("run", __doc__)
     add_arguments(parser)
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="DIR")
     command.add_checkpoint(parser)
     parser.add_argument(
         "--points",

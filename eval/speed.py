@@ -259,7 +259,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--megapixels", type=positive(float), nargs="+", default=[], metavar="MP", help="such sizes too")
     parser.add_argument("--against", nargs="+", choices=PEERS, default=[], help="also CompressAI's codecs")
     command.add_device(parser)
-    parser.add_argument("-o", "--output", type=Path, metavar="JSON", help="also write the figures here")
+    what = "also write the figures here"
+    parser.add_argument("-o", "--output", type=command.file_to_write, metavar="JSON", help=what)
     args = parser.parse_args(argv)
 
     torch.set_num_threads(args.threads[0])

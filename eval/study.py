@@ -11,6 +11,7 @@ from eval import command, tables
 from eval.curves import readable
 from eval.datasets import describe, list_images
 from eval.photo import Photo
+from eval.run import digest
 from hybridflow.ablation import Ablations
 from hybridflow.codec import Codec
 from hybridflow.errors import ImageError
@@ -25,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--ablations", type=Path, metavar="FILE", help="the file beside it (NAME-ablation.safetensors, as shipped)"
     )
-    parser.add_argument("-o", "--output", type=Path, required=True, metavar="JSON")
+    parser.add_argument("-o", "--output", type=command.file_to_write, required=True, metavar="JSON")
 
 
 def baselines_file(args: argparse.Namespace) -> Path:
@@ -52,17 +53,18 @@ def markdown(rows: Rows) -> str:
 
 
 def publish(output: Path, photos: Sequence[Photo], found: dict[str, Rows], **facts: str) -> None:
-    """Write the tables, by name, to a JSON file, and print them.
+    """Print the tables, by name, and write them to a JSON file.
 
     Args:
         facts: what else the file says of them.
     """
     codec = photos[0].codec
     name = f"HybridFlow {codec.name}"
-    description = f"{describe([photo.path for photo in photos])}; model id {codec.model_id}"
-    output.parent.mkdir(parents=True, exist_ok=True)
-    result = {"name": name, "description": description, **facts, "tables": found}
-    output.write_text(json.dumps(result, indent=2) + "\n")
+    weights = f"model id {codec.model_id}, weights {digest(codec.model)}"
+    description = f"{describe([photo.path for photo in photos])}; {weights}"
     print(f"{name}, {description}")
     for title, rows in found.items():
         print(f"\n### {title.capitalize()}\n\n{markdown(rows)}")
+    result = {"name": name, "description": description, **facts, "tables": found}
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(json.dumps(result, indent=2) + "\n")

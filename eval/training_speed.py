@@ -119,7 +119,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--steps", type=positive(int), default=10, metavar="N", help="steps that count (%(default)s)")
     parser.add_argument("--batch-share", type=positive(int), default=1, metavar="NTH", help="of the batch (%(default)s)")
     command.add_device(parser)
-    parser.add_argument("-o", "--output", type=Path, metavar="JSON", help="also write the figures here")
+    what = "also write the figures here"
+    parser.add_argument("-o", "--output", type=command.file_to_write, metavar="JSON", help=what)
     args = parser.parse_args(argv)
 
     os.environ["TQDM_DISABLE"] = "1"  # bars of the processes: ours tells enough

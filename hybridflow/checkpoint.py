@@ -126,8 +126,13 @@ def load_parts(path: str | Path, *owners: nn.Module) -> set[str]:
                 for key, value in part.state_dict().items()
                 if not _lasting(prefix + key) or key.startswith(INTEGERS)
             }
+            given = kept | found
+            missing = [prefix + key for key in part.state_dict() if key not in given]
+            if missing and all(map(_frozen_from, missing)):
+                reason = f"part {name} lacks the floats that its integers were frozen from"
+                raise CheckpointError(f"{path}: {reason}: put NAME-ablation.safetensors beside NAME.safetensors")
             try:
-                part.load_state_dict(kept | found)
+                part.load_state_dict(given)
             except RuntimeError as error:
                 reason = shorten(str(error), 200)
                 mend = f"part {name} does not fit this preset ({reason}): choose its own"

@@ -38,9 +38,24 @@ def test_a_mean_lies_where_its_shares_say(shares, expected, every_part, tmp_path
 )
 def test_what_has_no_mean_has_to_be_the_same(name, by, every_part, tmp_path):
     other = changed(every_part, tmp_path / "other.safetensors", **{name: by})
-    with pytest.raises(TrainingError, match=f"other.safetensors and .* differ in {name}.*average before"):
+    with pytest.raises(TrainingError, match=f"other.safetensors and .* differ in {name}.*before `freeze`"):
         average_weights([every_part, other], SMALL, tmp_path / "mean.safetensors")
     assert not (tmp_path / "mean.safetensors").exists()
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_network_that_one_has_not_frozen_is_not_frozen_in_the_mean(order, every_part, tmp_path):
+    """As when joint training went on from a release."""
+    tensors = load_file(every_part)
+    thawed = {name: torch.zeros_like(value) for name, value in tensors.items() if name.startswith("continuous.exact.")}
+    assert any(tensors[name].any() for name in thawed)
+    save_file(tensors | thawed | {MOVED: tensors[MOVED] + 2}, tmp_path / "joint.safetensors")
+    average_weights([every_part, tmp_path / "joint.safetensors"][::order], SMALL, tmp_path / "mean.safetensors")
+    mean = load_file(tmp_path / "mean.safetensors")
+    assert torch.allclose(mean[MOVED], tensors[MOVED] + 1)
+    for name, value in mean.items():
+        if name.startswith(("continuous.exact.", "index_prior.exact.")):
+            assert torch.equal(value, thawed.get(name, tensors[name])), name
 
 
 def test_what_only_the_tokenizer_reads_is_of_the_first(every_part, tmp_path):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from eval.command import add_device, exit_code, one_line_errors, parser
+from eval.command import add_device, exit_code, file_to_write, one_line_errors, parser
 from hybridflow.errors import HybridFlowError
 
 
@@ -28,6 +28,15 @@ def test_a_gpu_that_is_not_there_is_refused(monkeypatch, capsys):
             commands.parse_args(["--device", device])
     errors = capsys.readouterr().err
     assert "no GPU here" in errors and "'tpu': choose cpu or cuda" in errors
+
+
+def test_a_folder_in_the_place_of_a_file_is_refused(tmp_path, capsys):
+    commands = parser("command", "A command.")
+    commands.add_argument("-o", type=file_to_write)
+    assert commands.parse_args(["-o", str(tmp_path / "file")]).o == tmp_path / "file"
+    with pytest.raises(SystemExit):
+        commands.parse_args(["-o", str(tmp_path)])
+    assert "is a folder: name a file in it" in capsys.readouterr().err
 
 
 def test_skipped_images_are_counted_in_the_code(capsys):

@@ -27,6 +27,7 @@ from eval.parts import (
     unigram_entropy,
 )
 from eval.photo import CHECKS, Photo
+from eval.run import digest
 from eval.study import markdown
 from hybridflow.ablation import Ablations
 from hybridflow.container import unpack
@@ -259,6 +260,7 @@ def test_the_command_writes_every_table(codec, ablations, photos, tmp_path, monk
 
     result = json.loads(output.read_text())
     printed = capsys.readouterr().out
+    assert result["description"].endswith(f"model id {codec.model_id}, weights {digest(codec.model)}")
     for name, rows in result["tables"].items():
         assert f"### {name.capitalize()}" in printed
         assert markdown(rows) in printed

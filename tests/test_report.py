@@ -241,8 +241,9 @@ def test_deltas_are_against_vvc(results):
     ]
 
 
-def test_parts_of_another_file_are_an_error(tmp_path):
-    (tmp_path / "other.json").write_text("[]")
+@pytest.mark.parametrize("content", [[], {"name": "", "description": "", "point": "", "tables": {"a": [1]}}])
+def test_parts_of_another_file_are_an_error(content, tmp_path):
+    (tmp_path / "other.json").write_text(json.dumps(content))
     with pytest.raises(HybridFlowError, match="other.json is not of eval.parts"):
         report.read_parts(tmp_path / "other.json")
 

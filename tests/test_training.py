@@ -32,6 +32,7 @@ from hybridflow.cli import main
 from hybridflow.draws import Draws
 from hybridflow.errors import TrainingError
 from hybridflow.model import PRESETS
+from hybridflow.training import loop
 from hybridflow.training.config import TrainConfig, load_config
 from hybridflow.training.data import (
     AREA_POWER,
@@ -389,15 +390,25 @@ def test_the_clock_paces_validations_saves_and_calls(photo_set, init, tmp_path, 
 
 
 def test_a_new_stage_is_begun_and_one_whose_state_is_lost_is_not(photo_set, init, tmp_path):
-    """Correction begins with a copy of the light synthesis's trunk."""
-    weights, arguments = load_file(init), ("correction", SMALL, CONFIG, photo_set, tmp_path, init, False)
+    """A baseline begins with the hybrid's own parts."""
+    weights, arguments = load_file(init), ("baseline", SMALL, CONFIG, photo_set, tmp_path, init, False)
     for minutes in (0.0, 2.0):
         run = Run(*arguments, start_processes("cpu"), minutes=minutes)
         assert run.minutes == minutes
         for name, value in run.averaged_weights().items():
-            if name.startswith("correction.trunk."):
-                begun = weights[name.replace("correction.", "light_synthesis.")]
+            if name.startswith("continuous_decoder.correction."):
+                begun = weights[name.replace("continuous_decoder.", "")]
                 assert torch.equal(value, weights[name] if minutes else begun)
+
+
+@pytest.mark.parametrize("has_correction", [False, True])
+def test_correction_begins_with_the_light_synthesis_unless_it_goes_on(has_correction, photo_set, init, tmp_path):
+    weights = load_file(init)
+    given = {key: value for key, value in weights.items() if has_correction or part_of(key) != "correction"}
+    save_file(given, tmp_path / "given.safetensors")
+    trunk = start("correction", photo_set, tmp_path, tmp_path / "given.safetensors").stage.model.correction.trunk
+    begun = "correction.trunk." if has_correction else "light_synthesis.trunk."
+    assert all(torch.equal(value, weights[begun + key]) for key, value in trunk.state_dict().items())
 
 
 def test_what_no_file_gives_comes_of_the_seed(photo_set, tmp_path):
@@ -412,6 +423,14 @@ def test_a_second_signal_is_not_held_back(request):
         signal.raise_signal(signal.SIGINT)
         assert ended == [signal.SIGINT]
         signal.raise_signal(signal.SIGINT)
+
+
+def test_a_signal_that_a_launcher_hands_on_is_one_more_of_the_first(monkeypatch):
+    monkeypatch.setattr(loop, "processes", lambda: 2)
+    with _ended_by_signals() as ended:
+        for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGINT, signal.SIGINT):
+            signal.raise_signal(number)
+    assert ended == [signal.SIGTERM, signal.SIGTERM, signal.SIGINT, signal.SIGINT]
 
 
 class Grey:
@@ -469,9 +488,11 @@ def test_a_step_without_finite_gradient_is_skipped(photo_set, init, tmp_path):
     before = {name: p.detach().clone() for name, p in run.trained["loss"].items()}
     loss = run.stage.loss
     run.stage.loss = lambda x, draws, progress: (loss(x, draws, progress)[0] * float("nan"), {})
-    run._add(run._step())
-    assert run.skipped == 1 and run.totals == {}
+    run.train()
+    assert run.skipped == run.step == CONFIG.max_steps and run.totals == {}
     assert all(torch.equal(p, before[name]) for name, p in run.trained["loss"].items())
+    log = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [line["skipped"] for line in log] == list(range(1, run.step + 1))
 
 
 def test_what_does_not_fit_into_memory_is_named(photo_set, init, tmp_path):

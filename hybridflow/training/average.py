@@ -15,13 +15,15 @@ from torch import Tensor
 from hybridflow.ablation import Ablations
 from hybridflow.checkpoint import determines_bits, load_parts, parts_of, save_parts
 from hybridflow.errors import TrainingError
+from hybridflow.exact import IntegerNetwork
 from hybridflow.model import HybridFlow, Preset
 
 
 def average_weights(
     weights: Sequence[Path], preset: str | Preset, out: Path, shares: Sequence[float] | None = None
 ) -> None:
-    """Write the mean of those parts that all weights hold; what gradients do not train is of the first.
+    """Write the mean of those parts that all weights hold; what gradients do not train is of the first. A network that
+    one of them has not frozen, as joint training leaves it, is not frozen in the mean.
 
     Args:
         weights: safetensors of runs or releases, or folders of parts.
@@ -40,26 +42,32 @@ def average_weights(
     if not math.isclose(sum(shares), 1, abs_tol=1e-6):
         raise TrainingError(f"shares add up to {sum(shares):g}, not to 1: change one of them")
     read = [_read(path, preset) for path in weights]
-    first, learned = read[0]
-    mean = {name: value for name, value in first.items() if all(name in tensors for tensors, _ in read)}
+    first, learned, _ = read[0]
+    mean = {name: value for name, value in first.items() if all(name in tensors for tensors, *_ in read)}
+    thawed = tuple(prefix for *_, prefixes in read for prefix in prefixes)
     if not mean:
         raise TrainingError(f"{', '.join(map(str, weights))} have no part in common: name weights of the same parts")
     for name in mean:
-        values = [tensors[name] for tensors, _ in read]
+        values = [tensors[name] for tensors, *_ in read]
         if name in learned:
             mean[name] = sum(share * value.double() for share, value in zip(shares, values)).to(first[name])
+        elif name.startswith(thawed):
+            mean[name] = torch.zeros_like(first[name])
         elif determines_bits(name):
             for path, value in zip(weights, values):
                 if not torch.equal(value, first[name]):
-                    mend = "average before `freeze`, or runs that leave the bits of one model as they are"
+                    mend = "average runs before `freeze`, or such as leave the bits of one model as they are"
                     raise TrainingError(f"{path} and {weights[0]} differ in {name}, which has no mean: {mend}")
     save_parts(out, mean)
 
 
-def _read(path: Path, preset: str | Preset) -> tuple[dict[str, Tensor], set[str]]:
-    """The tensors of the parts that are there, and the names of all that gradients train."""
+def _read(path: Path, preset: str | Preset) -> tuple[dict[str, Tensor], set[str], list[str]]:
+    """The tensors of the parts that are there, the names of all that gradients train, and what the names of networks
+    start with that are not frozen."""
     model = HybridFlow(preset)
     model.add_perceptual()
     owners = model, Ablations(model.preset)
     tensors = parts_of(load_parts(path, *owners), *owners)
-    return tensors, {name for owner in owners for name, _ in owner.named_parameters()}
+    networks = {n: m for owner in owners for n, m in owner.named_modules() if isinstance(m, IntegerNetwork)}
+    learned = {name for owner in owners for name, _ in owner.named_parameters()}
+    return tensors, learned, [f"{name}." for name, network in networks.items() if not network.frozen]

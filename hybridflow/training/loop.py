@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from hybridflow.ablation import Ablations
 from hybridflow.checkpoint import load_parts, save_parts
-from hybridflow.distributed import agreed, mean_over_processes
+from hybridflow.distributed import agreed, mean_over_processes, processes
 from hybridflow.draws import Draws
 from hybridflow.errors import TrainingError
 from hybridflow.model import HybridFlow, Preset
@@ -175,7 +175,7 @@ class Run:
                 tick = now
                 if journal:
                     journal.bar.update()
-                if self.step % self.config.log_steps == 0 and self.totals:
+                if self.step % self.config.log_steps == 0:
                     self._log(journal)
                 due = self.over or self.minutes >= min(end, last_validation + self.config.validate_minutes)
                 if due and self.validation is not None:
@@ -266,16 +266,19 @@ class Run:
         self.totals["steps"] = self.totals.get("steps", 0) + 1
 
     def _log(self, journal: Journal | None) -> None:
-        """Write the means since the last line, over all processes."""
-        steps = self.totals.pop("steps")
-        means = mean_over_processes(torch.tensor(list(self.totals.values()), dtype=torch.float64, device=self.device))
-        figures = dict(zip(self.totals, (means / steps).tolist()))
-        seconds, data_seconds = figures.pop("seconds"), figures.pop("data_seconds")
-        self.totals = {}
-        if journal:
+        """Write the means since the last line, over all processes; how many steps were skipped is told even if all
+        were."""
+        figures = {"minutes": self.minutes, "skipped": self.skipped}
+        if self.totals:
+            steps = self.totals.pop("steps")
+            sums = torch.tensor(list(self.totals.values()), dtype=torch.float64, device=self.device)
+            means = dict(zip(self.totals, (mean_over_processes(sums) / steps).tolist()))
+            seconds, data_seconds = means.pop("seconds"), means.pop("data_seconds")
             timing = {"images_per_second": self.config.batch / seconds, "data_share": data_seconds / seconds}
-            state = {"minutes": self.minutes, "skipped": self.skipped}
-            journal.write(self.step, figures | state | timing)
+            figures = means | figures | timing
+            self.totals = {}
+        if journal:
+            journal.write(self.step, figures)
 
     def _validate(self, journal: Journal | None) -> None:
         with self._averaged(), autocast(self.device, self.config.bf16):
@@ -372,13 +375,15 @@ def check_folder(out: Path, stage: str, resume: bool) -> None:
 
 @contextmanager
 def _ended_by_signals() -> Iterator[list[int]]:
-    """A list that SIGTERM and SIGINT add to, so that a step is never cut; a second signal works as it always does."""
+    """A list that SIGTERM and SIGINT add to, so that a step is never cut. A second signal works as it always does, but
+    under a launcher, which hands on to its processes what a terminal or a batch system has sent to all of them."""
     ended: list[int] = []
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
 
     def note(number: int, frame: Any) -> None:
         ended.append(number)
-        signal.signal(number, before[number])
+        if processes() == 1:
+            signal.signal(number, before[number])
 
     for number in before:
         signal.signal(number, note)

@@ -377,7 +377,8 @@ class CorrectionStage(Stage):
     def begin(self, loaded: set[str]) -> None:
         if "codebook_decoder" not in loaded:
             self.ablations.codebook_decoder.load_state_dict(self.model.pixel_decoder.state_dict())
-        self.model.correction.trunk.load_state_dict(self.ablations.light_synthesis.trunk.state_dict())
+        if "correction" not in loaded:
+            self.model.correction.trunk.load_state_dict(self.ablations.light_synthesis.trunk.state_dict())
 
     def loss(self, x: Tensor, draws: Draws, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
         merged = self.merge(x, draws)
