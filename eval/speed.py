@@ -256,7 +256,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--schedule", default="1_4", help="mask schedule (%(default)s)")
     parser.add_argument("--repeats", type=positive(int), default=5, metavar="N", help="take the median (%(default)s)")
     parser.add_argument("--threads", type=positive(int), nargs="+", default=[2], metavar="N", help="CPU threads (2)")
-    parser.add_argument("--megapixels", type=positive(float), nargs="+", default=[], metavar="MP", help="such sizes too")
+    sizes = "also of photos of so many megapixels"
+    parser.add_argument("--megapixels", type=positive(float), nargs="+", default=[], metavar="MP", help=sizes)
     parser.add_argument("--against", nargs="+", choices=PEERS, default=[], help="also CompressAI's codecs")
     command.add_device(parser)
     what = "also write the figures here"

@@ -146,8 +146,8 @@ class Encoder:
         self.bits += bits
 
     def finish(self) -> bytes:
-        """The shortest byte string that decodes to all symbols so far and lacks little of what a decoder reads; empty if
-        none cost anything."""
+        """The shortest byte string that decodes to all symbols so far and lacks little of what a decoder reads; it is
+        empty if none cost anything."""
         words, (low_64, size) = self._coder.pos()
         length = 4 * words + 8
         # What constriction would write lies in the interval too, which gives the bits of `low` above its lowest 64.

@@ -1,4 +1,4 @@
-"""Large images are worked on tile by tile, so that what networks hold does not grow with their size and no seam shows."""
+"""Large images are worked on tile by tile, so that what a network holds does not grow with them and no seam shows."""
 
 import itertools
 from collections.abc import Callable, Iterator

@@ -42,8 +42,8 @@ def test_versions_are_known_and_settings_recorded():
 
 @pytest.mark.parametrize(("codec", "wrong"), [("jpeg", -5), ("webp", 101), ("avif", 200), ("hevc", 52), ("vvc", 64)])
 def test_a_quality_that_a_codec_does_not_take_is_refused_before_work(codec, wrong, crop, tmp_path, capsys):
-    command = ["--data", str(crop.parent), "--codecs", codec, "--qualities", "40", str(wrong), "-o", str(tmp_path / "out")]
-    assert main(command) == 2
+    command = ["--data", str(crop.parent), "--codecs", codec, "--qualities", "40", str(wrong)]
+    assert main([*command, "-o", str(tmp_path / "out")]) == 2
     assert f"error: {codec} takes qualities of 0 to " in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 

@@ -1,4 +1,4 @@
-"""The discriminator and its losses: shapes, samples apart from each other, balance, and that it can tell and be fooled."""
+"""The discriminator and its losses: shapes, samples kept apart, balance, and that it can tell and be fooled."""
 
 import pytest
 import torch

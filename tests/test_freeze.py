@@ -199,9 +199,10 @@ def test_there_is_something_to_freeze(two_splits, every_part, tmp_path):
 def test_refit_wants_frozen_bits(two_splits, tmp_path):
     weights = {key: value.contiguous() for key, value in spread_out(HybridFlow(SMALL)).state_dict().items()}
     save_file(weights, tmp_path / "joint.safetensors")
-    config = TrainConfig(batch=1, crop=64, max_steps=1)
+    config, photos = TrainConfig(batch=1, crop=64, max_steps=1), PhotoSet(two_splits, "train")
+    init = tmp_path / "joint.safetensors"
     with pytest.raises(CheckpointError, match="hybridflow freeze"):
-        Run("refit", SMALL, config, PhotoSet(two_splits, "train"), tmp_path, tmp_path / "joint.safetensors", False, start_processes("cpu"))
+        Run("refit", SMALL, config, photos, tmp_path, init, False, start_processes("cpu"))
 
 
 def test_the_command(two_splits, tmp_path, monkeypatch, capsys):

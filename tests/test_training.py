@@ -520,7 +520,8 @@ def test_what_is_not_installed_is_named(module, folder, tmp_path, monkeypatch, c
 def test_using_a_model_takes_nothing_that_only_training_needs():
     code = "import sys, hybridflow.cli, hybridflow.codec; print(*sys.modules)"
     modules = set(subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout.decode().split())
-    assert "torch" in modules and not modules & {"accelerate", "tensorboard", "timm", "webdataset", "hybridflow.training"}
+    training = {"accelerate", "tensorboard", "timm", "webdataset", "hybridflow.training"}
+    assert "torch" in modules and not modules & training
 
 
 def test_channels_are_woken_in_a_new_codec_alone(photo_set):
