@@ -150,7 +150,7 @@ def main(argv: list[str] | None = None) -> int:
 
     for name, quality in itertools.product(args.codecs, args.qualities or ()):
         if quality not in (takes := CODECS[name].takes):
-            mend = "measure such codecs one by one by --codecs"
+            mend = "choose others, or codecs that take it by --codecs"
             raise HybridFlowError(f"{name} takes qualities of {takes[0]} to {takes[-1]}, not {quality}: {mend}")
     curves = [Baseline(name, tuple(args.qualities or CODECS[name].qualities)) for name in args.codecs]
     return run(curves, args.data, args.output, "baselines.csv", args.workers)

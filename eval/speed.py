@@ -256,12 +256,14 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--schedule", default="1_4", help="mask schedule (%(default)s)")
     parser.add_argument("--repeats", type=positive(int), default=5, metavar="N", help="take the median (%(default)s)")
     parser.add_argument("--threads", type=positive(int), nargs="+", default=[2], metavar="N", help="CPU threads (2)")
-    sizes = "also of photos of so many megapixels"
-    parser.add_argument("--megapixels", type=positive(float), nargs="+", default=[], metavar="MP", help=sizes)
+    parser.add_argument(
+        "--megapixels", type=positive(float), nargs="+", default=[], metavar="MP", help="also of photos of such sizes"
+    )
     parser.add_argument("--against", nargs="+", choices=PEERS, default=[], help="also CompressAI's codecs")
     command.add_device(parser)
-    what = "also write the figures here"
-    parser.add_argument("-o", "--output", type=command.file_to_write, metavar="JSON", help=what)
+    parser.add_argument(
+        "-o", "--output", type=command.file_to_write, metavar="JSON", help="also write the figures here"
+    )
     args = parser.parse_args(argv)
 
     torch.set_num_threads(args.threads[0])

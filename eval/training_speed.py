@@ -117,11 +117,13 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES), metavar="STAGE", help="some only")
     parser.add_argument("--data", type=Path, required=True, help="folder of images or tar shards")
     parser.add_argument("--steps", type=positive(int), default=10, metavar="N", help="steps that count (%(default)s)")
-    share = "take 1/N of the batch (%(default)s)"
-    parser.add_argument("--batch-share", type=positive(int), default=1, metavar="N", help=share)
+    parser.add_argument(
+        "--batch-share", type=positive(int), default=1, metavar="N", help="take 1/N of the batch (%(default)s)"
+    )
     command.add_device(parser)
-    what = "also write the figures here"
-    parser.add_argument("-o", "--output", type=command.file_to_write, metavar="JSON", help=what)
+    parser.add_argument(
+        "-o", "--output", type=command.file_to_write, metavar="JSON", help="also write the figures here"
+    )
     args = parser.parse_args(argv)
 
     os.environ["TQDM_DISABLE"] = "1"  # bars of the processes: ours tells enough

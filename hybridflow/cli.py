@@ -197,7 +197,7 @@ def _expand(args: argparse.Namespace, fits: Callable[[Path], bool]) -> list[str]
             entries = list(Path(name).iterdir())
         except OSError as error:
             raise HybridFlowError(f"{name} cannot be listed ({error.strerror}): check who may read it") from None
-        inside = sorted(str(path) for path in entries if (os.path.isfile(path) or path.is_symlink()) and fits(path))
+        inside = sorted(str(path) for path in entries if (os.path.isfile(path) or os.path.islink(path)) and fits(path))
         if not inside:
             raise HybridFlowError(f"{name} holds no file that {args.command} takes: give another folder, or files")
         sources += inside
@@ -395,7 +395,7 @@ def _add_encode(commands) -> None:
         type=_schedule,
         metavar="S",
         help="which codebook indices are sent, the rest being predicted: full, 1_4 (one of four), 1_9, none, or "
-        "dynamic (chosen region by region by trying the others, which takes ten times as long and 0.4 GB a megapixel); "
+        "dynamic (chosen region by region by trying the others: ten times as long or more, and 0.4 GB a megapixel); "
         "by default what the model does best with at that quality",
     )
     parser.add_argument(
