@@ -8,8 +8,7 @@ import pytest
 
 from eval.curves import average
 from eval.result_files import RESULTS
-from eval.run import ablations_of, whole_of
-from hybridflow.codec import shipped_id
+from eval.run import ablations_of, digest, load_codec, whole_of
 from hybridflow.weights import DECODERS, available
 
 FOLDERS = ("kodak", "cid22val")
@@ -38,10 +37,10 @@ def test_every_curve_averages_its_rows(folder):
             assert values == pytest.approx(curve["results"][figure], rel=1e-9), (key, figure)
 
 
-def test_what_parts_are_worth_is_of_the_models_that_are_shipped():
-    """Of what makes bits, at least."""
+def test_what_parts_are_worth_is_of_the_weights_that_are_shipped():
     for path in (RESULTS / "parts").glob("*.json"):
-        assert json.loads(path.read_text())["description"].endswith(f"model id {shipped_id(path.stem)}"), path
+        model = load_codec(path.stem, "cpu").model
+        assert json.loads(path.read_text())["description"].endswith(f"weights {digest(model)}"), f"{path}: measure anew"
 
 
 @pytest.mark.parametrize("name", available())
