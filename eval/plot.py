@@ -5,8 +5,8 @@
 writes `rate_distortion.svg`, `ablations.svg` and `speed.svg`. Curves that were measured by us are solid, with filled
 markers; points that other codecs' authors published on Kodak are grey letters on dashed lines, their sources below.
 Seconds are those of ours on one thread, and of classical codecs on as many as they take, on whatever machine each curve
-was measured: `eval.speed` compares speeds in one run. Colours are Okabe and Ito's,
-which the colour-blind tell apart; markers differ too, for print without colour.
+was measured: `eval.speed` compares speeds in one run. Colours are Okabe and Ito's, which the colour-blind tell apart;
+markers differ too, for print without colour.
 """
 
 import itertools

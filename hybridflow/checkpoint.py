@@ -121,13 +121,10 @@ def load_parts(path: str | Path, *owners: nn.Module) -> set[str]:
             if not found:
                 continue
             loaded.add(name)
-            kept = {
-                key: value
-                for key, value in part.state_dict().items()
-                if not _lasting(prefix + key) or key.startswith(INTEGERS)
-            }
+            own = part.state_dict()
+            kept = {k: v for k, v in own.items() if not _lasting(prefix + k) or k.startswith(INTEGERS)}
             given = kept | found
-            missing = [prefix + key for key in part.state_dict() if key not in given]
+            missing = [prefix + key for key in own if key not in given]
             if missing and all(map(_frozen_from, missing)):
                 reason = f"part {name} lacks the floats that its integers were frozen from"
                 raise CheckpointError(f"{path}: {reason}: put NAME-ablation.safetensors beside NAME.safetensors")

@@ -84,12 +84,13 @@ def _encode(args: argparse.Namespace) -> int:
 
 def _decode(args: argparse.Namespace) -> int:
     jobs = _plan(args, ".png", _looks_encoded)
-    codec_of = _codec_of(args, args.decoder)
+    check = not (args.preview or args.salvage)
+    codec_of = _codec_of(args, args.decoder, check)
     warning = ", texture is invented: text and faces may be wrong" if args.decoder == "perceptual" else ""
 
     def decode(source: str, target: str) -> None:
         data = _read(source)
-        unpack(data, check=not (args.preview or args.salvage))  # what is wrong with it is told before what follows
+        unpack(data, check=check)  # what is wrong with it is told before what follows
         _refuse(target, args.force, source)
         suffix = ".png" if target == STREAM else Path(target).suffix
         writable_format(suffix)
@@ -105,7 +106,6 @@ def _info(args: argparse.Namespace) -> int:
 
     def info(source: str) -> None:
         data = _read(source)
-        unpack(data)  # tells what is wrong with a file before any model is loaded
         codec = codec_of(data)
         facts = {"name": source, **codec.info(data)}
         tqdm.write(json.dumps(facts) if args.json else _table(facts, codec.name))
@@ -121,7 +121,6 @@ def _compare(args: argparse.Namespace) -> int:
     def read(source: str) -> tuple[Image.Image, bytes]:
         data = _read(source)
         if source.endswith(".hf") or looks_like_file(data):
-            unpack(data)
             return _codec_of(args)(data).decode(data), data
         return _read_picture(source, data), data
 
@@ -154,13 +153,13 @@ def _load(args: argparse.Namespace, name: str | Path, decoder: str = DECODERS[0]
     return hybridflow.load(name, device=args.device, decoder=decoder)
 
 
-def _codec_of(args: argparse.Namespace, decoder: str = DECODERS[0]) -> Callable:
+def _codec_of(args: argparse.Namespace, decoder: str = DECODERS[0], check: bool = True) -> Callable:
     """A file's bytes -> the codec that reads it: of the weights that were named, else of the shipped ones that made it.
-    """
+    What is wrong with the file, damage only if `check` says so, is told before any model is loaded."""
     load = functools.cache(functools.partial(_load, args, decoder=decoder))
 
     def codec_of(data: bytes):
-        header, _ = unpack(data, check=False)
+        header, _ = unpack(data, check=check)
         from hybridflow.codec import maker
 
         weights = _weights(args, maker(header))

@@ -5,6 +5,7 @@ Runs that go on from one model, each of a seed of its own, end in about the same
 has less of.
 """
 
+import itertools
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -41,15 +42,14 @@ def average_weights(
         raise TrainingError(f"{len(weights)} weights, but {len(shares)} shares: give one for each")
     if not math.isclose(sum(shares), 1, abs_tol=1e-6):
         raise TrainingError(f"shares add up to {sum(shares):g}, not to 1: change one of them")
-    read = [_read(path, preset) for path in weights]
-    first, learned, _ = read[0]
-    mean = {name: value for name, value in first.items() if all(name in tensors for tensors, *_ in read)}
-    thawed = tuple(prefix for *_, prefixes in read for prefix in prefixes)
+    read, learned, unfrozen = zip(*(_read(path, preset) for path in weights))
+    first, thawed = read[0], tuple(itertools.chain(*unfrozen))
+    mean = {name: value for name, value in first.items() if all(name in tensors for tensors in read)}
     if not mean:
         raise TrainingError(f"{', '.join(map(str, weights))} have no part in common: name weights of the same parts")
     for name in mean:
-        values = [tensors[name] for tensors, *_ in read]
-        if name in learned:
+        values = [tensors[name] for tensors in read]
+        if name in learned[0]:
             mean[name] = sum(share * value.double() for share, value in zip(shares, values)).to(first[name])
         elif name.startswith(thawed):
             mean[name] = torch.zeros_like(first[name])

@@ -102,7 +102,7 @@ def _add_average(subparsers) -> None:
         description="Write the mean of the parts that all WEIGHTS hold. Runs that go on from one model, each of a\n"
         "seed of its own (`--set seed=N`), are often better together than alone, and so is the mean of a model\n"
         "and of what training made of it. Codewords and frozen integers have no mean: they must be the same in\n"
-        "all.",
+        "all; a network that one of them has not frozen, as joint training leaves it, is not frozen in the mean.",
         epilog="examples:\n"
         "  hybridflow average runs/a/weights.safetensors runs/b/weights.safetensors --out runs/mean.safetensors\n"
         "  hybridflow average tiny.safetensors runs/a/weights.safetensors --shares 0.3 0.7 --out runs/mean.safetensors",
