@@ -16,7 +16,8 @@ class ContinuousDecoder(nn.Module):
     """y^_c (B,M,h,w) -> image (B,3,16h,16w), nominally in [0,1], not clamped: the hybrid's decoder without a codebook.
 
     D_vq and D_corr are there as in the hybrid; two convolutions on y^_c, which cost two thirds of what the predictor
-    does, take the place of predictor and codewords.
+    does, take the place of predictor and codewords. In all it takes 95 % (`tiny`) and 92 % (`base`) of the hybrid's
+    multiplications.
     """
 
     def __init__(

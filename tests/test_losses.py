@@ -150,16 +150,6 @@ def test_each_image_has_its_own_distortion(distortion):
     assert values[0] == 0 and values[1] > 0.5
 
 
-def test_lpips_looks_at_every_phase_of_a_grid(distortion):
-    """AlexNet strides by 4: over a few draws of shift and scale, the same grid must not always look the same."""
-    torch.manual_seed(0)
-    x = torch.full((1, 3, 64, 64), 0.5)
-    grid = x.clone()
-    grid[..., ::4, ::4] += 0.3
-    seen = {round(float(distortion(x, grid, DRAWS)[1]["lpips"]), 5) for _ in range(12)}
-    assert len(seen) > 3
-
-
 def test_accuracy_counts_masked_positions_only():
     indices = torch.tensor([[[0, 1], [2, 3]]])
     logits = torch.nn.functional.one_hot(torch.tensor([[[0, 1], [0, 0]]]), 4).permute(0, 3, 1, 2).float()

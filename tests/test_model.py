@@ -7,6 +7,7 @@ from conftest import SMALL, random_model
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from hybridflow.ablation import Ablations
 from hybridflow.checkpoint import released
 from hybridflow.masking import UNIFORM_SCHEDULES, schedule_mask
 from hybridflow.model import HybridFlow
@@ -41,6 +42,19 @@ def test_operations_stay_in_budget(preset, encoding_budget, decoding_budget):
             model.synthesise(model.read(stream, 8, 8, 31, "full"), 31)
     kmac = [counter.get_total_flops() / 2 / 1000 / 128**2 for counter in (encoding, decoding)]
     assert 20 < kmac[0] <= encoding_budget and 20 < kmac[1] <= decoding_budget
+
+
+@pytest.mark.parametrize("preset, share", [("tiny", 0.95), ("base", 0.92)])
+def test_the_continuous_stream_alone_is_decoded_at_nearly_the_hybrids_cost(preset, share):
+    model = HybridFlow(preset)
+    y_hat, indices = torch.zeros(1, model.preset.latent_channels, 8, 8), torch.zeros(1, 8, 8, dtype=torch.int64)
+    alone = Ablations(model.preset).continuous_decoder
+    with torch.inference_mode(), sdpa_kernel(SDPBackend.MATH):
+        with FlopCounterMode(display=False) as decoding:
+            model.decode_pixels(indices, indices > 0, y_hat)
+        with FlopCounterMode(display=False) as decoding_alone:
+            alone(y_hat)
+    assert decoding_alone.get_total_flops() / decoding.get_total_flops() == pytest.approx(share, abs=0.01)
 
 
 def test_compressai_knows_the_model():

@@ -89,6 +89,11 @@ def init(every_part):
     return every_part
 
 
+def draws_of_a_step():
+    """What a step of two samples draws, from its start."""
+    return Draws(0, 0, torch.arange(2))
+
+
 def part_of(key):
     return key.partition(".")[0]
 
@@ -556,6 +561,52 @@ def test_rate_counts_by_the_relaxed_lambda_and_noise_is_the_samples_own(stage, p
     whole = stage.rate_weight(Draws(0, 0, torch.arange(1)).integers(64), 1.0)
     growth = (1 - CONFIG.relaxed_rate) * whole * (terms["bpp_y"] + terms["bpp_z"])
     assert float(late - early) == pytest.approx(float(growth), rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    "stage, setting, weighed",
+    [
+        ("tokenizer", "commitment_weight", ["commitment"]),
+        ("joint", "index_weight", ["index_bits", "masked_bits"]),
+        ("refit", "index_weight", ["index_bits", "masked_bits"]),
+        ("transforms", "index_weight", ["masked_bits"]),
+    ],
+)
+def test_what_stands_beside_rate_and_distortion_counts_by_its_weight(
+    stage, setting, weighed, photo_set, init, tmp_path
+):
+    losses = []
+    for weight in (0.0, 2.0):
+        stage_of = start(stage, photo_set, tmp_path / str(weight), init, replace(CONFIG, **{setting: weight})).stage
+        with torch.no_grad():
+            loss, terms = stage_of.eval()("loss", photo_set.crops(64, draws_of_a_step()), draws_of_a_step(), 1.0)
+        losses.append(float(loss))
+    added = 2 * sum(float(terms[name]) for name in weighed)
+    assert added > 0.01 and losses[1] - losses[0] == pytest.approx(added, rel=1e-3)
+
+
+def test_bits_of_sent_indices_teach_the_prior_and_leave_y_c_alone(photo_set, init, tmp_path, monkeypatch):
+    monkeypatch.setattr("hybridflow.training.stages.masked_cross_entropy", lambda logits, *_: 0 * logits.sum())
+    gradients = []
+    for weight in (0.0, 2.0):
+        stage = start("joint", photo_set, tmp_path / str(weight), init, replace(CONFIG, index_weight=weight)).stage
+        stage("loss", photo_set.crops(64, draws_of_a_step()), draws_of_a_step(), 1.0)[0].backward()
+        parts = stage.model.continuous, stage.model.index_prior
+        gradients.append([torch.cat([p.grad.flatten() for p in part.parameters()]) for part in parts])
+    (y_c, prior), (y_c_weighed, prior_weighed) = gradients
+    torch.testing.assert_close(y_c_weighed, y_c)
+    assert not prior.any() and prior_weighed.any()
+
+
+def test_compiled_parts_train_as_others_do(photo_set, init, tmp_path, monkeypatch):
+    """By the backend that traces and compiles nothing: what compilers make of it is theirs."""
+    compile_part = torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda part: compile_part(part, backend="eager"))
+    losses = []
+    for compiled in (False, True):
+        run = start("tokenizer", photo_set, tmp_path / str(compiled), init, replace(CONFIG, compile=compiled))
+        losses.append([run._step()["loss"] for _ in range(2)])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
 
 
 def test_bits_of_indices_are_logged_as_bits(photo_set, init, tmp_path, monkeypatch):

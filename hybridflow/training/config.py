@@ -44,10 +44,10 @@ class TrainConfig:
         mse_weight: of the baseline stage: this much of the mean squared error takes the place of the distortion, if it
             is not 0.
         index_weight: of predictor and index prior bits in the joint stages.
-        ema_decay: of the averaged weights that are evaluated and exported.
+        ema_decay: of the averaged weights that are evaluated and exported; at step n it is at most (1 + n) / (10 + n).
         clip: largest gradient norm.
         bf16: networks run in bfloat16 (autocast) where the device computes in it, else in float32.
-        compile: compile the parts by torch.compile.
+        compile: compile the parts by torch.compile, but for the index prior, which has no `forward`.
         transpose: share of the crops that are transposed; half of all are mirrored in any case.
         downscale: half of the crops are down-scaled at random by up to this factor.
         jitter: brightness, contrast and saturation change by up to this share.

@@ -132,9 +132,10 @@ def _freeze_index_prior(model: HybridFlow, batches: list[tuple[Tensor, Tensor]])
     with _units(latent[1], latent[3], out[0], out[2]) as units:
         for images, quality in batches:
             indices = model.indices_of(images)
+            y_gained = model.continuous(images, quality).y_gained
             draws = Draws(0, 0, torch.arange(len(images), device=images.device))
             for sent in (torch.ones_like(indices, dtype=torch.bool), random_mask(draws, *indices.shape[1:])):
-                model.index_likelihoods(indices, sent, model.continuous(images, quality).y_gained, quality)
+                model.index_likelihoods(indices, sent, y_gained, quality)
     first, second, third, hidden = units
 
     _quantise(exact.first, *_affine(latent[0]), 1 / MEAN_STEPS, first)

@@ -71,7 +71,9 @@ class Run:
         ended: a signal asked the last call of `train` to end.
 
     Raises:
-        TrainingError: the folder holds another run, or none to resume, or the batch does not split.
+        TrainingError: the folder holds another run, or none to resume, or a state of another version or preset; `init`
+            lacks parts that the stage reads; or the batch does not split.
+        CheckpointError: `init` cannot be read, or is not frozen where the stage trains around frozen bits.
     """
 
     def __init__(
@@ -214,7 +216,7 @@ class Run:
             terms["gradient" if turn == "loss" else f"{turn}_gradient"] = gradient
         self._follow_average()
         values = torch.stack([torch.as_tensor(value, device=self.device).float() for value in terms.values()])
-        terms = dict(zip(terms, values.tolist()))  # waits for the device once
+        terms = dict(zip(terms, values.tolist()))  # waits for the device
         return terms | {"seconds": time.monotonic() - started, "data_seconds": data_seconds}
 
     def _batch(self, part: int) -> tuple[Tensor, Draws]:
