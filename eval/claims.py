@@ -48,7 +48,8 @@ def claim_rows(curves: Sequence[CurveResult]) -> list[list[str]]:
     """A row under `TITLES` for every checkpoint, claim and rate; none without baselines.
 
     Raises:
-        HybridFlowError: a curve lacks a metric.
+        HybridFlowError: a curve lacks a metric, a baseline was measured beside other weights of its checkpoint, or both
+            have no rates in common.
     """
     by_key = {curve.key: curve for curve in curves}
     rows = []
@@ -60,7 +61,14 @@ def claim_rows(curves: Sequence[CurveResult]) -> list[list[str]]:
             for curve, metric in itertools.product((whole, baseline), ("psnr-rgb", "lpips-alex")):
                 if not curve.points(metric)[0]:
                     raise HybridFlowError(f"{curve.key} has no {metric}: measure it on images that all have it")
-            for bpp in common_rates(whole.results["bpp"], baseline.results["bpp"], RATES):
+            if whole.made_by and baseline.made_by and not baseline.made_by.startswith(whole.made_by):
+                other = f"{baseline.key} was measured beside other weights of {whole.key}"
+                raise HybridFlowError(f"{other}: measure it anew by eval.run, or take its JSON away")
+            rates = common_rates(whole.results["bpp"], baseline.results["bpp"], RATES)
+            if not rates:
+                mend = "measure points of about the same bpp"
+                raise HybridFlowError(f"{whole.key} and {baseline.key} have no rates in common: {mend}")
+            for bpp in rates:
                 psnr, psnr_theirs = (at_rate(bpp, *curve.points("psnr-rgb")) for curve in (whole, baseline))
                 lpips, lpips_theirs = (at_rate(bpp, *curve.points("lpips-alex")) for curve in (whole, baseline))
                 gain, change = psnr - psnr_theirs, lpips / lpips_theirs - 1

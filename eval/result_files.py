@@ -35,6 +35,8 @@ class CurveResult(NamedTuple):
     description: str
     results: dict[str, list]
     """Parallel lists, sorted by bpp."""
+    made_by: str = ""
+    """The makers of its rows (`eval.curves`), where they lie beside it."""
 
     @property
     def data(self) -> str:
@@ -80,9 +82,19 @@ def read_curves(folder: Path) -> list[CurveResult]:
     paths = sorted(folder.glob("*.json"), key=lambda path: path.stem)  # a checkpoint before its variants
     if not paths:
         raise FileNotFoundError(f"no results in {folder}: run eval.run and eval.baselines with -o {folder} first")
-    curves = [read_curve(path) for path in paths]
+    makers = _makers(folder)
+    curves = [read_curve(path)._replace(made_by=makers.get(path.stem, "")) for path in paths]
     refuse_other_data(curves)
     return curves
+
+
+def _makers(folder: Path) -> dict[str, str]:
+    """What measured each curve, by the CSVs of a folder."""
+    makers = {}
+    for path in folder.glob("*.csv"):
+        with path.open(newline="") as file:
+            makers |= {row["curve"]: row["made_by"] for row in csv.DictReader(file) if {"curve", "made_by"} <= row.keys()}
+    return makers
 
 
 def refuse_other_data(curves: Sequence[CurveResult]) -> None:

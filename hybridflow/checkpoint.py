@@ -101,18 +101,17 @@ def load_parts(path: str | Path, *owners: nn.Module) -> set[str]:
         The names of the parts that were loaded.
 
     Raises:
-        CheckpointError: a part's weights do not fit, none of the parts is there, or the files of a release are not of
-            one model.
+        CheckpointError: a part's weights do not fit or are not finite, none of the parts is there, two files of a
+            folder hold the same, or the files of a release are not of one model.
     """
     path = Path(path)
-    if path.is_dir():
-        files = sorted(path.glob("*.safetensors"))
-    else:
-        files = [path, *filter(Path.is_file, (ablation_file(path), perceptual_file(path)))]
-    read = [read_weights(file) for file in files]
-    if len({metadata.get("model_id") for _, metadata in read} - {None}) > 1:
+    if len({read_metadata(file).get("model_id") for file in _files_of(path)} - {None}) > 1:
         raise CheckpointError(f"{path}: releases of several models lie there: name one that was exported as a whole")
-    weights = {key: value for tensors, _ in read for key, value in tensors.items()}
+    weights, holders = {}, _holders(path)
+    for file in dict.fromkeys(holders.values()):
+        tensors, _ = read_weights(file)
+        _refuse_not_finite(file, tensors)
+        weights |= tensors
     loaded = set()
     for owner in owners:
         for name, part in owner.named_children():
@@ -137,6 +136,36 @@ def load_parts(path: str | Path, *owners: nn.Module) -> set[str]:
     if not loaded:
         raise CheckpointError(f"{path}: holds no part of this model: name a run's weights.safetensors")
     return loaded
+
+
+def held_parts(path: str | Path) -> set[str]:
+    """The names of the parts that `load_parts` would find, by the files' headers; raises as it does."""
+    return {key.partition(".")[0] for key in _holders(Path(path))}
+
+
+def _files_of(path: Path) -> list[Path]:
+    if path.is_dir():
+        return sorted(path.glob("*.safetensors"))
+    return [path, *filter(Path.is_file, (ablation_file(path), perceptual_file(path)))]
+
+
+def _holders(path: Path) -> dict[str, Path]:
+    """Which file holds each tensor."""
+    holders: dict[str, Path] = {}
+    for holder in _files_of(path):
+        with _opened(holder) as file:
+            for key in file.keys():
+                if key in holders:
+                    both = f"{holders[key].name} and {holder.name} both hold {key}"
+                    raise CheckpointError(f"{path}: {both}: name one file, or leave one of each part there")
+                holders[key] = holder
+    return holders
+
+
+def _refuse_not_finite(path: str | Path, tensors: dict[str, Tensor]) -> None:
+    for key, value in tensors.items():
+        if not value.isfinite().all():
+            raise CheckpointError(f"{path}: {key} is not finite: name weights of before the training went astray")
 
 
 def parts_of(names: Iterable[str], *owners: nn.Module) -> dict[str, Tensor]:
@@ -289,6 +318,7 @@ def load_release(path: str | Path) -> tuple[HybridFlow, dict[str, str]]:
     except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
         reason = shorten(str(error), 200)
         raise CheckpointError(f"{path}: not a HybridFlow release ({reason}): name one that export wrote") from None
+    _refuse_not_finite(path, weights)
     counts = model.continuous.scale_counts
     sound = counts.min() >= 1 and (counts.sum(-1) == 2**PRECISION).all()
     if not (sound and model.continuous.exact.frozen and model.index_prior.exact.frozen):

@@ -49,8 +49,8 @@ def main(argv: list[str] | None = None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         codecs.register_error("as_they_are", _as_they_are)
         sys.stdout.reconfigure(errors="as_they_are")
-    args = _parser(with_training=bool(argv) and argv[0] in TRAINING).parse_args(argv)
     try:
+        args = _parser(with_training=bool(argv) and argv[0] in TRAINING).parse_args(argv)
         return args.run(args)
     except KeyboardInterrupt:
         return 130

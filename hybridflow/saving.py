@@ -56,6 +56,18 @@ def refuse_overwrite(path: str | os.PathLike, *, force: bool = False) -> None:
         raise HybridFlowError(f"{path} exists: choose another name, or replace it with --force")
 
 
+def require_writable(folder: Path) -> None:
+    """Raise HybridFlowError if nothing can be written in a folder, or if it is not there and cannot be made; call it
+    before long work. It leaves nothing behind."""
+    try:
+        there = next(path for path in (folder, *folder.parents) if path.exists())
+        probe = there / f".{uuid.uuid4().hex}.partial"
+        probe.touch(exist_ok=False)
+        probe.unlink()
+    except OSError as error:
+        raise _cannot_write(folder, error) from None
+
+
 def _cannot_write(path: str | os.PathLike, error: OSError) -> HybridFlowError:
     return HybridFlowError(f"cannot write {path} ({error.strerror}): choose another place")
 

@@ -73,7 +73,9 @@ def test_calls_and_machines_share_a_campaign(two_splits, tmp_path):
     assert load_file(parts / "correction.safetensors")["correction.trunk.entries.0.weight"].dtype == torch.float16
 
 
-def test_a_signal_in_the_last_step_of_a_stage_ends_the_call(two_splits, tmp_path, monkeypatch):
+@pytest.fixture
+def one_step_a_call(monkeypatch):
+    """A signal in the first step of a call ends it."""
     step = Run._step
 
     def signalled(run):
@@ -81,6 +83,27 @@ def test_a_signal_in_the_last_step_of_a_stage_ends_the_call(two_splits, tmp_path
         return step(run)
 
     monkeypatch.setattr(Run, "_step", signalled)
+
+
+def test_a_call_goes_on_by_what_the_last_one_was_told(two_splits, tmp_path, one_step_a_call):
+    Campaign("tiny", tmp_path, None, 4).train(two_splits, 5, "cpu", [*QUICK, "seed=3"])
+    again = Campaign("tiny", tmp_path, None, None)
+    assert again.budgets == Campaign("tiny", tmp_path / "other", None, 4).budgets
+    again.train(two_splits, 5, "cpu", ["jitter=0.1"])
+    config = again.ledger["stages"]["tokenizer"]["config"]
+    assert [config[key] for key in ("batch", "crop", "jitter", "seed")] == [2, 64, 0.1, 3]
+    assert json.loads((tmp_path / "parts" / "campaign.json").read_text())["settings"] == [*QUICK, "seed=3", "jitter=0.1"]
+    assert Campaign("tiny", tmp_path, None, 8).ledger["total_minutes"] == 8
+
+
+def test_a_campaign_that_could_not_be_frozen_is_not_begun(two_splits, tmp_path):
+    (tmp_path / "51.png").write_bytes((two_splits / "51.png").read_bytes())
+    with pytest.raises(TrainingError, match="no validation photo"):
+        Campaign("tiny", tmp_path / "out", None, 4).train(tmp_path, 5, "cpu", QUICK)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_signal_in_the_last_step_of_a_stage_ends_the_call(two_splits, tmp_path, one_step_a_call):
     whole = Campaign("tiny", tmp_path, None, 1e-4)
     whole.train(two_splits, 5, "cpu", QUICK)
     assert list(whole.ledger["stages"]) == ["tokenizer"] and whole.next_stage == "continuous"
@@ -102,7 +125,7 @@ def test_every_step_is_counted_once(counted, at_first, steps, tmp_path, monkeypa
     run.train = train
     for name, stub in (("start_processes", lambda device: machine), ("Run", begun)):
         monkeypatch.setattr(campaign, name, stub)
-    for name in ("open_photos", "validation_crops"):
+    for name in ("open_photos", "validation_crops", "held_out_photos"):
         monkeypatch.setattr(campaign, name, lambda *_: None)
     monkeypatch.setattr(Campaign, "_keep", lambda self, stage, run, steps: kept.append(steps))
     whole = Campaign("tiny", tmp_path, None, None)
@@ -144,7 +167,8 @@ def test_photos_are_decoded_again_only_for_other_settings(two_splits, tmp_path, 
     assert whole.next_stage is None
     crops = {stage: load_config(stage, "tiny", []).crop for stage in sizes}
     assert sizes == {stage: (1, crop) for stage, crop in crops.items()}
-    assert len(decoded) == 2 * len(set(crops.values())) < 2 * len(crops)  # a photo of each split
+    seen = 2 * len(set(crops.values()))  # a photo of each split
+    assert len(decoded) == seen + 1 < 2 * len(crops)  # and one, at the start, that freezing will want
 
     def jittered(stage, *rest):
         return replace(load_config(stage, *rest), jitter=0.1 * (stage == "predictor"))

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from hybridflow.ablation import Ablations
 from hybridflow.checkpoint import (
     LARGEST_PART,
+    held_parts,
     load_parts,
     load_release,
     model_id,
@@ -134,6 +135,34 @@ def test_files_of_two_models_are_not_mixed(init, model, tmp_path):
     save_ablation(tmp_path / "a-ablation.safetensors", random_model(1), Ablations(SMALL), ["blind_predictor"])
     with pytest.raises(CheckpointError, match="several models"):
         load_parts(tmp_path / init, HybridFlow(SMALL), Ablations(SMALL))
+
+
+def test_a_folder_holds_every_tensor_once(every_part, tmp_path):
+    for name in ("best", "weights"):
+        (tmp_path / f"{name}.safetensors").write_bytes(every_part.read_bytes())
+    with pytest.raises(CheckpointError, match="best.safetensors and weights.safetensors both hold .*: name one"):
+        load_parts(tmp_path, HybridFlow(SMALL))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused(value, model, tmp_path):
+    broken = HybridFlow(SMALL)
+    broken.load_state_dict(model.state_dict())
+    with torch.no_grad():
+        broken.pixel_decoder.head[-1].bias[0] = value
+    save_release(tmp_path / "a.safetensors", broken, {})
+    for load in (load_release, lambda path: load_parts(path, HybridFlow(SMALL))):
+        with pytest.raises(CheckpointError, match="a.safetensors: pixel_decoder.head.*bias is not finite"):
+            load(tmp_path / "a.safetensors")
+
+
+def test_the_parts_that_are_there_are_known_without_loading(every_part, model, tmp_path):
+    assert held_parts(every_part) == load_parts(every_part, HybridFlow(SMALL), Ablations(SMALL))
+    save_release(tmp_path / "tiny.safetensors", model, {})
+    save_ablation(tmp_path / "tiny-ablation.safetensors", model, Ablations(SMALL), ["blind_predictor"])
+    assert {"predictor", "blind_predictor"} < held_parts(tmp_path / "tiny.safetensors")
+    with pytest.raises(CheckpointError, match="cannot be read as safetensors"):
+        held_parts(tmp_path / "nowhere.safetensors")
 
 
 @pytest.mark.parametrize("init", ["", "a.safetensors"])

@@ -6,7 +6,7 @@ import pytest
 
 from eval.claims import claim_rows, main
 from eval.equal_rates import at_rate, common_rates
-from eval.result_files import CurveResult
+from eval.result_files import CurveResult, read_curves
 from hybridflow.errors import HybridFlowError
 
 
@@ -59,6 +59,24 @@ def test_a_curve_without_a_metric_is_one_error():
     baseline = CurveResult("tiny-codebook-only", "", "", {"bpp": [0.01, 0.04], "lpips-alex": [0.5, 0.3]})
     with pytest.raises(HybridFlowError, match="tiny-codebook-only has no psnr-rgb"):
         claim_rows([WHOLE, baseline])
+
+
+def test_a_baseline_of_other_weights_or_rates_is_one_error():
+    baseline = curve("tiny-codebook-only", [0.01, 0.04], [20, 22], [0.5, 0.3])
+    whole = WHOLE._replace(made_by="a1 b2 cpu")
+    assert len(claim_rows([whole, baseline._replace(made_by="a1 b2 cpu c3")])) == 3
+    with pytest.raises(HybridFlowError, match="tiny-codebook-only was measured beside other weights of tiny: measure"):
+        claim_rows([whole, baseline._replace(made_by="a1 d4 cpu c3")])
+    with pytest.raises(HybridFlowError, match="tiny and tiny-codebook-only have no rates in common"):
+        claim_rows([whole, curve("tiny-codebook-only", [0.2, 0.4], [20, 22], [0.5, 0.3])])
+
+
+def test_curves_know_what_measured_them(tmp_path):
+    for key in ("tiny", "vvc"):
+        (tmp_path / f"{key}.json").write_text(json.dumps({"name": key, "description": "", "results": WHOLE.results}))
+    (tmp_path / "tiny.csv").write_text("curve,made_by\ntiny,a1 b2 cpu\n")
+    (tmp_path / "notes.csv").write_text("mine\n1\n")
+    assert {curve.key: curve.made_by for curve in read_curves(tmp_path)} == {"tiny": "a1 b2 cpu", "vvc": ""}
 
 
 def test_without_a_baseline_nothing_can_be_claimed(tmp_path, capsys):

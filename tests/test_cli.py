@@ -295,6 +295,14 @@ def test_files_are_read_by_the_shipped_weights_that_made_them(photo, tmp_path, c
     assert "choose preset tiny" in capsys.readouterr().err
 
 
+def test_ctrl_c_while_commands_are_imported_is_no_traceback(monkeypatch):
+    def interrupted(with_training):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("hybridflow.cli._parser", interrupted)
+    assert main(["train", "joint"]) == 130
+
+
 def test_the_version(capsys):
     with pytest.raises(SystemExit) as ended:
         main(["--version"])

@@ -96,6 +96,16 @@ def test_a_checkpoint_that_is_too_large_is_refused(every_part, two_splits, tmp_p
     assert "more than 1,000" in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
+def test_where_nothing_can_be_written_is_told_before_the_work(every_part, two_splits, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("hybridflow.training.export.freeze", lambda *_: pytest.fail("the work was begun"))
+    arguments = ["export", str(every_part), "--data", str(two_splits), "--out"]
+    (tmp_path / "file").touch()
+    assert main([*arguments, str(tmp_path / "file" / "release")]) == 1
+    assert "cannot write" in capsys.readouterr().err
+    assert main([*arguments, str(tmp_path), "--name", "a/b"]) == 1
+    assert "'a/b' is no name of a file: give the folder by --out" in capsys.readouterr().err
+
+
 def test_weights_that_lack_a_part_are_not_released(every_part, two_splits, tmp_path, capsys):
     weights = {key: value for key, value in load_file(every_part).items() if not key.startswith("predictor.")}
     save_file(weights, tmp_path / "some.safetensors")

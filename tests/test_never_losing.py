@@ -166,7 +166,7 @@ def test_a_save_cut_short_leaves_the_last_one(folder, every_part, tmp_path, monk
         raise OSError("no space left")
 
     monkeypatch.setattr(torch, "save", cut)
-    with pytest.raises(OSError):
+    with pytest.raises(TrainingError, match="state.pt cannot be written .no space left.: make room"):
         saved.save()
     assert (tmp_path / "state.pt").read_bytes() == good
     assert run("correction", folder, tmp_path, None, settings, resume=True).step == 3

@@ -2,13 +2,14 @@
 
 import os
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from hybridflow.errors import HybridFlowError
-from hybridflow.saving import replace_atomically, write_atomic
+from hybridflow.saving import replace_atomically, require_writable, write_atomic
 
 
 def test_nothing_is_replaced_without_force(tmp_path):
@@ -54,6 +55,16 @@ def test_places_that_hold_no_file_are_refused(tmp_path):
     ):
         with pytest.raises(HybridFlowError, match="choose another"):
             write_atomic(path, b"data", force=True)
+
+
+def test_folders_that_cannot_be_written_are_told_before_work(tmp_path):
+    (tmp_path / "file").touch()
+    require_writable(tmp_path / "new" / "deep")
+    require_writable(tmp_path)
+    assert os.listdir(tmp_path) == ["file"]
+    for path in (tmp_path / "file", tmp_path / "file" / "inside", Path("/proc/nothing"), tmp_path / ("z" * 300)):
+        with pytest.raises(HybridFlowError, match="cannot write .*choose another place"):
+            require_writable(path)
 
 
 def test_the_umask_says_who_may_read(tmp_path):

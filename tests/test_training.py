@@ -500,6 +500,46 @@ def test_a_step_without_finite_gradient_is_skipped(photo_set, init, tmp_path):
     assert [line["skipped"] for line in log] == list(range(1, run.step + 1))
 
 
+def test_a_run_gives_up_when_no_gradient_is_finite_any_more(photo_set, init, tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "SKIPPED_MOST", 3)
+    run = start("correction", photo_set, tmp_path, init, replace(CONFIG, max_steps=9))
+    loss, finite = run.stage.loss, iter([False, False, True, False, False, False])
+    run.stage.loss = lambda x, draws, progress: (loss(x, draws, progress)[0] * (1 if next(finite) else math.nan), {})
+    with pytest.raises(TrainingError, match="no gradient of 3 steps was finite: lower learning_rate"):
+        run.train()
+    assert next(finite, None) is None
+
+
+def test_a_full_disk_costs_no_more_than_a_save(photo_set, init, tmp_path, monkeypatch):
+    run = start("correction", photo_set, tmp_path, init, replace(CONFIG, save_minutes=0.0))
+    save, saves = torch.save, []
+
+    def full(state, path):
+        saves.append(path)
+        if len(saves) in full_at:
+            raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0")
+        save(state, path)
+
+    full_at = {2, 3}
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.warns(UserWarning, match="state.pt cannot be written .*training goes on") as caught:
+        run.train()
+    assert len([warning for warning in caught if "cannot be written" in str(warning.message)]) == 2
+    assert run.step == CONFIG.max_steps and torch.load(tmp_path / "state.pt", weights_only=True)["step"] == run.step
+    full_at = {len(saves) + 1}
+    with pytest.raises(TrainingError, match="make room on its disk; what was saved before is left"):
+        run.save()
+    assert start("correction", photo_set, tmp_path, init, resume=True).step == run.step
+
+
+@pytest.mark.parametrize("name, content", [("state.pt", b"PK\3\4 cut"), ("state.pt", b""), ("config.yaml", b"")])
+def test_a_run_folder_that_is_damaged_is_named(name, content, photo_set, init, tmp_path):
+    start("correction", photo_set, tmp_path, init).train()
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(TrainingError, match=f"{name} is damaged: go on from its weights.safetensors by --init"):
+        start("correction", photo_set, tmp_path, init, resume=True)
+
+
 def test_what_does_not_fit_into_memory_is_named(photo_set, init, tmp_path):
     run = start("correction", photo_set, tmp_path, init)
 
@@ -676,6 +716,30 @@ def test_the_command_trains_resumes_and_says_where_photos_are_missing(folder, tm
     assert "nowhere.safetensors: name by --init" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "out, options, told",
+    [
+        ("new", ["--init", "INIT"], "predictor needs codebook: name by --init"),
+        ("new", ["--set", "batch=3", "accumulate=2"], "batch=3 cannot be split"),
+        ("file", ["--init", "WHOLE"], "cannot write"),
+        (os.fsdecode(b"o\xff"), ["--init", "WHOLE"], "is no name in UTF-8: name another folder by --out"),
+    ],
+)
+def test_what_cannot_start_is_told_before_photos_are_read(
+    out, options, told, folder, init, tmp_path, monkeypatch, capsys
+):
+    opened = "hybridflow.training.streaming.open_photos"
+    monkeypatch.setattr(opened, lambda *_: pytest.fail("photos were read"))
+    (tmp_path / "file").touch()
+    rest = {key: value for key, value in load_file(init).items() if part_of(key) != "codebook"}
+    save_file(rest, tmp_path / "rest.safetensors")
+    files = {"INIT": str(tmp_path / "rest.safetensors"), "WHOLE": str(init)}
+    arguments = ["train", "predictor", "--data", str(folder), "--out", str(tmp_path / out)]
+    assert main([*arguments, *(files.get(option, option) for option in options)]) == 1
+    assert told in capsys.readouterr().err
+    assert sorted(os.listdir(tmp_path)) == ["file", "rest.safetensors"]
+
+
 # --- photos -----------------------------------------------------------------------------------------------------------
 
 
@@ -724,13 +788,16 @@ def test_broken_images_are_named_and_small_ones_left_out(crops, tmp_path):
         photos = PhotoSet(tmp_path, "train", min_side=64).photos
     assert len(photos) == 1
     assert all(name in str(caught[0].message) for name in broken)
+    assert str(caught[1].message) == "skipped 1 photos of less than 64 pixels a side: small.png"
 
 
 def test_small_photos_among_large_ones_never_end_a_stream(tmp_path):
     small, large = ("1.png", np.zeros((8, 8, 3), np.uint8)), ("2.png", np.zeros((64, 64, 3), np.uint8))
     decoded = itertools.chain(itertools.repeat(small, 6000), [large], itertools.repeat(small, 6000), [large])
     photos = _whole_ones(decoded, 64, tmp_path)
-    assert next(photos) is large[1] and next(photos) is large[1]
+    with pytest.warns(UserWarning, match="less than 64 pixels a side are skipped, the first is 1.png") as caught:
+        assert next(photos) is large[1] and next(photos) is large[1]
+    assert len(caught) == 1
 
 
 def test_photos_are_opened_as_the_configuration_wants(folder, monkeypatch):

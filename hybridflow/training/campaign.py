@@ -25,13 +25,15 @@ class Campaign:
     every stage that was trained here.
 
     Attributes:
-        ledger: content of `campaign.json`; under "stages", in their order, what was run of each and measured.
+        ledger: content of `campaign.json`: `total_minutes` and "settings" of the last call, and under "stages", in
+            their order, what was run of each and measured.
 
     Args:
         preset: name of a shipped configuration, whose plan it is.
         out: the folder.
         init: `parts/` of an earlier call whose folder is lost; read, and copied by `train`, only if `out` has none.
-        total_minutes: of all stages together, earlier calls counted; the plan's own by default.
+        total_minutes: of all stages together, earlier calls counted; by default as the last call had it, the plan's own
+            at first.
 
     Raises:
         TrainingError: the parts are of another preset, or `init` holds none.
@@ -39,17 +41,18 @@ class Campaign:
 
     def __init__(self, preset: str, out: Path, init: Path | None, total_minutes: float | None) -> None:
         self.preset, self.out, self.parts = preset, out, out / "parts"
-        minutes, shares = load_plan(preset)
-        self.budgets = {stage: share * (total_minutes or minutes) for stage, share in shares.items()}
         self.init = None if self.parts.exists() else init
         known = (self.init or self.parts) / "campaign.json"
         if self.init is not None and not known.exists():
             raise TrainingError(f"{init} holds no campaign.json: name the parts/ folder that a campaign left")
         self.ledger: dict[str, Any] = {"preset": preset, "stages": {}}
         if known.exists():
-            self.ledger = json.loads(known.read_text())
+            self.ledger |= json.loads(known.read_text())
         if self.ledger["preset"] != preset:
             raise TrainingError(f"{known.parent} is of preset {self.ledger['preset']}: choose it, or another --out")
+        minutes, shares = load_plan(preset)
+        self.ledger["total_minutes"] = total_minutes or self.ledger.get("total_minutes", minutes)
+        self.budgets = {stage: share * self.ledger["total_minutes"] for stage, share in shares.items()}
 
     @property
     def next_stage(self) -> str | None:
@@ -68,7 +71,8 @@ class Campaign:
         Args:
             data: folder of images or tar shards.
             device: "cpu" or "cuda".
-            settings: "key=value" strings that go over every stage's configuration, its clock excepted.
+            settings: "key=value" strings that go over every stage's configuration, its clock excepted, and over those
+                of earlier calls.
 
         Raises:
             TrainingError: a setting or the data is wrong.
@@ -76,7 +80,11 @@ class Campaign:
         for clock in ("max_minutes", "max_steps"):
             if any(setting.partition("=")[0] == clock for setting in settings):
                 raise TrainingError(f"a campaign sets {clock} itself: choose its minutes by --minutes, --total-minutes")
+        last = {setting.partition("=")[0]: setting for setting in [*self.ledger.get("settings", []), *settings]}
+        settings = self.ledger["settings"] = list(last.values())
         end = time.monotonic() + 60 * minutes
+        if "refit" not in self.ledger["stages"]:
+            held_out_photos(data)  # an error now, and not when it is time to freeze
         accelerator = start_processes(device)
         if self.init is not None and accelerator.is_main_process:
             copied = self.out / "copied"  # a kill in the middle leaves no half of it as parts

@@ -12,7 +12,7 @@ from hybridflow.checkpoint import split_parts
 from hybridflow.cli import positive
 from hybridflow.errors import TrainingError
 from hybridflow.model import PRESETS
-from hybridflow.saving import refuse_overwrite
+from hybridflow.saving import refuse_overwrite, require_writable
 from hybridflow.training.config import TrainConfig, load_config
 from hybridflow.training.stages import STAGES
 
@@ -62,7 +62,8 @@ def _add_campaign(subparsers) -> None:
         "campaign",
         description="Train whichever stages of the preset's plan come next, for some minutes: the plan gives each\n"
         "stage its share of the whole campaign's minutes, its batch, crop and learning rate. Run it again, with the\n"
-        "same OUT or, elsewhere, with --init on what an earlier call left in OUT/parts, and it goes on.\n\n"
+        "same OUT or, elsewhere, with --init on what an earlier call left in OUT/parts, and it goes on, by the same\n"
+        "--total-minutes and --set unless they are given anew.\n\n"
         "OUT/parts gets a half-precision file for every part that was trained, and campaign.json: what was run and\n"
         "measured. The clock counts from the start of the call; the last validation and the files come on top of it.",
         epilog="examples:\n"
@@ -189,7 +190,7 @@ def _settings() -> str:
 
 def _train(args: argparse.Namespace) -> int:
     from hybridflow.training.data import validation_crops
-    from hybridflow.training.loop import Run, check_folder, start_processes
+    from hybridflow.training.loop import Run, check_folder, check_start, start_processes
     from hybridflow.training.streaming import open_photos
 
     settings = list(args.set)
@@ -202,6 +203,7 @@ def _train(args: argparse.Namespace) -> int:
         raise TrainingError(f"there is no {args.init}: name by --init what the stages before it left")
     config = load_config(args.stage, args.preset, settings, args.out / "config.yaml" if args.resume else None)
     accelerator = start_processes(args.device)
+    check_start(args.stage, config, args.out, args.init, args.resume, accelerator)
     photos = open_photos(args.data, config, accelerator.device)
     validation = validation_crops(args.data, config.validation_crops, config.crop)
     run = Run(args.stage, args.preset, config, photos, args.out, args.init, args.resume, accelerator, validation)
@@ -237,6 +239,7 @@ def _average(args: argparse.Namespace) -> int:
     from hybridflow.training.average import average_weights
 
     refuse_overwrite(args.out, force=args.force)
+    require_writable(args.out.parent)
     average_weights(args.weights, args.preset, args.out, args.shares)
     print(f"{args.out}: {args.out.stat().st_size:,} bytes")
     return 0
@@ -246,6 +249,7 @@ def _freeze(args: argparse.Namespace) -> int:
     from hybridflow.training.freeze import freeze_weights, held_out_photos
 
     refuse_overwrite(args.out, force=args.force)
+    require_writable(args.out.parent)
     freeze_weights(args.weights, args.preset, args.out, held_out_photos(args.data))
     print(f"{args.out}: {args.out.stat().st_size:,} bytes")
     return 0

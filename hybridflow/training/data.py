@@ -93,11 +93,11 @@ def _decoded(files: Iterator[tuple[str, bytes]]) -> Iterator[tuple[str, np.ndarr
             yield ahead.popleft().result()
 
 
-def name_broken(names: list[str]) -> None:
+def name_skipped(what: str, names: list[str]) -> None:
     """Warn of images that were skipped."""
     if names:
         few = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
-        warnings.warn(f"skipped {len(names)} broken images: {few}", stacklevel=3)
+        warnings.warn(f"skipped {len(names)} {what}: {few}", stacklevel=3)
 
 
 class Augmentation(NamedTuple):
@@ -174,7 +174,7 @@ def jitter_colour(x: Tensor, strength: float, draws: Draws) -> Tensor:
 class PhotoSet(PackedPhotos):
     """Every photo of a split of a folder of images or tar shards, decoded in parallel.
 
-    A broken image is skipped, counted and named in a warning.
+    A broken image is skipped, counted and named in a warning, and so are small ones.
 
     Args:
         folder: tar shards and/or image files.
@@ -196,16 +196,19 @@ class PhotoSet(PackedPhotos):
         augmentation: Augmentation = Augmentation(),
         limit: int | None = None,
     ) -> None:
-        photos, broken = [], []
+        photos, broken, small = [], [], []
         decoded = _decoded(_files(Path(folder), split))
         for name, pixels in tqdm(decoded, desc=f"decoding {split} photos", unit=" photos", mininterval=5):
             if pixels is None:
                 broken.append(name)
             elif min(pixels.shape[:2]) >= min_side:
                 photos.append(pixels)
+            else:
+                small.append(name)
             if len(photos) == limit:
                 break
-        name_broken(broken)
+        name_skipped("broken images", broken)
+        name_skipped(f"photos of less than {min_side} pixels a side", small)
         if not photos:
             rule = f" {_HELD_OUT}" if split == "validation" else ""
             wanted = f"no {split} photo{rule} of at least {min_side} pixels a side"

@@ -25,7 +25,7 @@ from hybridflow.losses import LPIPS_WEIGHT, pixel_errors
 from hybridflow.masking import UNIFORM_SCHEDULES
 from hybridflow.metrics import load_lpips
 from hybridflow.model import HybridFlow
-from hybridflow.saving import refuse_overwrite
+from hybridflow.saving import refuse_overwrite, require_writable
 from hybridflow.training.data import PhotoSet
 from hybridflow.training.freeze import COUNT, SIDE, freeze
 from hybridflow.weights import ablation_file, perceptual_file
@@ -94,9 +94,12 @@ def export(
         The paths of what was written.
 
     Raises:
-        TrainingError: the checkpoint would be larger than `LARGEST_RELEASE`, or the weights lack a part of it.
-        HybridFlowError: a file exists and force is not set.
+        TrainingError: the checkpoint would be larger than `LARGEST_RELEASE`, or the weights lack a part of it, or the
+            name is that of a folder.
+        HybridFlowError: a file exists and force is not set, or nothing can be written there.
     """
+    if Path(name).name != name:
+        raise TrainingError(f"{name!r} is no name of a file: give the folder by --out")
     model = HybridFlow(preset)
     model.add_perceptual()
     ablations = Ablations(model.preset)
@@ -114,15 +117,16 @@ def export(
         paths.append(second)
     for path in dict.fromkeys([*paths, second]):  # of another model it would be removed
         refuse_overwrite(path, force=force)
+    require_writable(out)
     freeze(model, photos.centre_crops(COUNT, SIDE))
     model.half().float().eval()  # the points are chosen for what will be loaded
     points = choose_operating_points(model, photos, CODED)
     out.mkdir(parents=True, exist_ok=True)
-    save_release(paths[0], model, {"operating_points": json.dumps(points), "model_id": model_id(model).hex()})
     save_ablation(paths[1], model, ablations, loaded)
     if "perceptual" in loaded:
         save_perceptual(second, model)
-    elif second.is_file() and read_metadata(second).get("model_id") != model_id(model).hex():
+    save_release(paths[0], model, {"operating_points": json.dumps(points), "model_id": model_id(model).hex()})
+    if second not in paths and second.is_file() and read_metadata(second).get("model_id") != model_id(model).hex():
         second.unlink()
         warnings.warn(f"{second} decoded for the model that was replaced, and is removed: train perceptual anew")
     return paths

@@ -2,9 +2,12 @@
 
 import json
 import math
+import os
+import pickle
 import signal
 import time
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -12,10 +15,11 @@ from typing import Any
 
 import torch
 import yaml
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from hybridflow.ablation import Ablations
-from hybridflow.checkpoint import load_parts, save_parts
+from hybridflow.checkpoint import held_parts, load_parts, save_parts
 from hybridflow.distributed import agreed, mean_over_processes, processes
 from hybridflow.draws import Draws
 from hybridflow.errors import TrainingError
@@ -26,12 +30,15 @@ from hybridflow.training.data import PhotoSet
 from hybridflow.training.extra import needed
 from hybridflow.training.journal import Journal
 from hybridflow.training.optimiser import hidden_weights, optimisers
-from hybridflow.saving import replace_atomically
+from hybridflow.saving import replace_atomically, require_writable
 from hybridflow.training.stages import STAGES
 from hybridflow.training.validation import validate
 
 _STATE_FORMAT = 3
 """Rises whenever an older `state.pt` cannot be gone on from."""
+
+SKIPPED_MOST = 100
+"""Steps one after the other without a finite gradient, at which a run gives up."""
 
 
 def start_processes(device: str) -> Any:
@@ -71,9 +78,8 @@ class Run:
         ended: a signal asked the last call of `train` to end.
 
     Raises:
-        TrainingError: the folder holds another run, or none to resume, or a state of another version or preset; `init`
-            lacks parts that the stage reads; or the batch does not split.
-        CheckpointError: `init` cannot be read, or is not frozen where the stage trains around frozen bits.
+        TrainingError, CheckpointError: as `check_start`; or the folder's state is damaged, or of another version or
+            preset; or `init` does not fit, or is not frozen where the stage trains around frozen bits.
     """
 
     def __init__(
@@ -92,11 +98,8 @@ class Run:
         self.config, self.photos, self.out, self.accelerator = config, photos, out, accelerator
         self.device = accelerator.device
         self.validation = None if validation is None else validation.to(self.device)
+        check_start(stage, config, out, init, resume, accelerator)
         self.share = config.batch // (config.accumulate * accelerator.num_processes)
-        if self.share * config.accumulate * accelerator.num_processes != config.batch:
-            parts = f"{accelerator.num_processes} processes x accumulate={config.accumulate}"
-            raise TrainingError(f"batch={config.batch} cannot be split over {parts}: choose a multiple")
-        check_folder(out, stage, resume)
         torch.manual_seed(config.seed)
         model = HybridFlow(preset)
         if STAGES[stage].decoder == "perceptual":
@@ -105,8 +108,6 @@ class Run:
         loaded = load_parts(init, model, ablations) if init is not None else set()
         self.stage = STAGES[stage](model, ablations, config, photos)
         self.parts = sorted(loaded | {*self.stage.trained, *self.stage.kept})
-        if not resume and (missing := [name for name in self.stage.reads if name not in loaded]):
-            raise TrainingError(f"{stage} needs {', '.join(missing)}: name by --init what the stages before it left")
         if not resume and minutes == 0:
             self.stage.begin(loaded)
         self.stage.to(self.device, memory_format=torch.channels_last).train()
@@ -114,7 +115,7 @@ class Run:
         hidden = hidden_weights(self.stage, model.preset.num_codes)
         self.optimisers = {turn: optimisers(found.values(), hidden) for turn, found in self.trained.items()}
         self.average = {name: p.detach().clone() for name, p in self.trained["loss"].items()}
-        self.step, self.minutes, self.skipped = 0, minutes, 0
+        self.step, self.minutes, self.skipped, self.skipped_since = 0, minutes, 0, 0
         self.best, self.since_best = math.inf, 0
         self.totals: dict[str, float] = {}
         self.measured: dict[str, float] = {}
@@ -156,7 +157,8 @@ class Run:
         to end, then save.
 
         Raises:
-            TrainingError: the device's memory does not hold a step; the last save is left.
+            TrainingError: the device's memory does not hold a step, too many have no finite gradient, or the run cannot
+                be saved at its end; the last save is left.
         """
         end = self.minutes + minutes
         journal = None
@@ -184,7 +186,7 @@ class Run:
                     self._validate(journal)
                     last_validation = self.minutes
                 if self.minutes - last_save >= self.config.save_minutes:
-                    self.save()
+                    self._save_or_warn(self.save)
                     last_save = self.minutes
             self.save()
             self.ended = self._any_process(bool(ended))
@@ -262,7 +264,12 @@ class Run:
     def _add(self, terms: dict[str, float]) -> None:
         """Count a step in the next line of the log, unless a gradient, the same in every process, was not finite."""
         if not all(math.isfinite(value) for name, value in terms.items() if name.endswith("gradient")):
+            self.skipped_since += 1
+            if self.skipped_since == SKIPPED_MOST:
+                mend = "lower learning_rate, or go on from best.safetensors by --init, in another folder by --out"
+                raise TrainingError(f"no gradient of {SKIPPED_MOST} steps was finite: {mend}")
             return
+        self.skipped_since = 0
         for name, value in terms.items():
             self.totals[name] = self.totals.get(name, 0.0) + value
         self.totals["steps"] = self.totals.get("steps", 0) + 1
@@ -291,7 +298,7 @@ class Run:
             loss = agreed(figures["loss"], self.device)  # else one process might lose its patience before the others
             if loss < self.best:
                 self.best, self.since_best = loss, 0
-                self._save_weights("best.safetensors")
+                self._save_or_warn(lambda: self._save_weights("best.safetensors"))
         if journal:
             journal.write(self.step, figures, "validation")
             journal.show(self.step, self.validation, x_hat)
@@ -321,12 +328,29 @@ class Run:
                 weights[key] = self.average.get(name, value).detach().cpu()
         return weights
 
-    def _save_weights(self, name: str) -> None:
+    def _write(self, name: str, write: Callable[[Path], object]) -> None:
         if self.accelerator.is_main_process:
-            save_parts(self.out / name, self.averaged_weights())
+            try:
+                write(self.out / name)
+            except (OSError, RuntimeError, SafetensorError) as error:  # of which the last two hide a full disk
+                mend = "make room on its disk; what was saved before is left"
+                raise TrainingError(f"{self.out / name} cannot be written ({error}): {mend}") from None
+
+    def _save_weights(self, name: str) -> None:
+        self._write(name, lambda path: save_parts(path, self.averaged_weights()))
+
+    def _save_or_warn(self, save: Callable[[], None]) -> None:
+        try:
+            save()
+        except TrainingError as error:
+            warnings.warn(f"{error}; training goes on")
 
     def save(self) -> None:
-        """Write the full state, and the averaged weights. The place in the data is the step."""
+        """Write the full state, and the averaged weights. The place in the data is the step.
+
+        Raises:
+            TrainingError: they cannot be written; what was saved before is left.
+        """
         state = {
             "format": _STATE_FORMAT,
             "parts": self.parts,
@@ -340,15 +364,17 @@ class Run:
             "since_best": self.since_best,
             "totals": self.totals,
         }
-        if self.accelerator.is_main_process:
-            replace_atomically(self.out / "state.pt", lambda path: torch.save(state, path))
+        self._write("state.pt", lambda path: replace_atomically(path, lambda partial: torch.save(state, partial)))
         self._save_weights("weights.safetensors")
 
     def _load(self) -> None:
         # To the CPU: there the optimisers want their count of steps, and they move the rest to the device themselves.
-        state = torch.load(self.out / "state.pt", map_location="cpu", weights_only=True)
+        mend = "go on from its weights.safetensors by --init, in another folder by --out"
+        try:
+            state = torch.load(self.out / "state.pt", map_location="cpu", weights_only=True)
+        except (OSError, RuntimeError, EOFError, pickle.UnpicklingError):
+            raise TrainingError(f"{self.out}/state.pt is damaged: {mend}") from None
         if state.get("format") != _STATE_FORMAT:
-            mend = "go on from its weights.safetensors by --init, in another folder by --out"
             raise TrainingError(f"{self.out}/state.pt is of another version of HybridFlow: {mend}")
         try:
             self.stage.load_state_dict(state["stage"])
@@ -363,16 +389,49 @@ class Run:
             setattr(self, name, state[name])
 
 
+def check_start(
+    stage: str, config: TrainConfig, out: Path, init: Path | None, resume: bool, accelerator: Any
+) -> None:
+    """Refuse a run of these arguments of `Run` that cannot start; call it before photos are read.
+
+    Raises:
+        TrainingError: the folder holds another run, or none to resume, or cannot be written; the batch does not split;
+            or `init` lacks parts that the stage reads.
+        CheckpointError: `init` cannot be read.
+    """
+    parts = config.accumulate * accelerator.num_processes
+    if config.batch % parts:
+        what = f"{accelerator.num_processes} processes x accumulate={config.accumulate}"
+        raise TrainingError(f"batch={config.batch} cannot be split over {what}: choose a multiple")
+    check_folder(out, stage, resume)
+    there = held_parts(init) if init is not None else set()
+    if not resume and (missing := [name for name in STAGES[stage].reads if name not in there]):
+        raise TrainingError(f"{stage} needs {', '.join(missing)}: name by --init what the stages before it left")
+
+
 def check_folder(out: Path, stage: str, resume: bool) -> None:
-    """Raise TrainingError if a run folder holds another run, or none of this stage to resume; call it before long
-    work."""
+    """Raise TrainingError if a run folder holds another run, or none of this stage to resume, or HybridFlowError if it
+    cannot be written."""
+    try:
+        os.fsencode(out).decode()  # TensorBoard wants it so
+    except UnicodeDecodeError:
+        raise TrainingError(f"{os.fsencode(out)!r} is no name in UTF-8: name another folder by --out") from None
     there = (out / "state.pt").exists()
     if there and not resume:
         raise TrainingError(f"{out} holds a run: go on with it by --resume, or name another folder by --out")
     if resume and not there:
         raise TrainingError(f"{out} holds no run to resume: leave --resume out, or name its folder by --out")
-    if resume and yaml.safe_load((out / "config.yaml").read_text())["stage"] != stage:
+    if resume and _stage_of(out) != stage:
         raise TrainingError(f"{out} holds a run of another stage than {stage}: name another folder by --out")
+    require_writable(out)
+
+
+def _stage_of(out: Path) -> str:
+    try:
+        return yaml.safe_load((out / "config.yaml").read_text())["stage"]
+    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
+        mend = "go on from its weights.safetensors by --init, in another folder by --out"
+        raise TrainingError(f"{out}/config.yaml is damaged: {mend}") from None
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 from hybridflow.draws import Draws
 from hybridflow.errors import TrainingError
 from hybridflow.training.config import TrainConfig
-from hybridflow.training.data import Augmentation, PackedPhotos, PhotoSet, decode_photo, files_of_shard, name_broken
+from hybridflow.training.data import Augmentation, PackedPhotos, PhotoSet, decode_photo, files_of_shard, name_skipped
 from hybridflow.training.extra import needed
 
 
@@ -28,7 +28,7 @@ class StreamedPhotos:
 
     Which photos come is not seeded: a resumed run meets others, every process its own. Each comes as often as every
     other, where a `PhotoSet` draws large ones more often; crops and all else are drawn as they are of one. A broken
-    image is skipped and named in a warning.
+    image is skipped and named in a warning, and so is the first small one.
 
     Args:
         folder: tar shards.
@@ -86,15 +86,19 @@ def _named_files(shards: Iterable[dict[str, Any]]) -> Iterator[tuple[str, bytes]
 def _whole_ones(
     decoded: Iterable[tuple[str, np.ndarray | None]], min_side: int, folder: Path
 ) -> Iterator[np.ndarray]:
-    """Pixels (H,W,3) uint8 of the photos that are whole and large enough; TrainingError if none comes for long."""
-    unfit = 0
+    """Pixels (H,W,3) uint8 of the photos that are whole and large enough; TrainingError if none comes for long. Of small
+    ones, which come again and again, the first is named."""
+    unfit, named_small = 0, False
     for name, pixels in decoded:
         if pixels is not None and min(pixels.shape[:2]) >= min_side:
             unfit = 0
             yield np.asarray(pixels)
             continue
         if pixels is None:
-            name_broken([name])
+            name_skipped("broken images", [name])
+        elif not named_small:
+            warnings.warn(f"photos of less than {min_side} pixels a side are skipped, the first is {name}")
+            named_small = True
         unfit += 1
         if unfit > 10_000:
             break
