@@ -37,8 +37,9 @@ def test_every_curve_averages_its_rows(folder):
             assert values == pytest.approx(curve["results"][figure], rel=1e-9), (key, figure)
 
 
-def test_what_parts_are_worth_is_of_the_weights_that_are_shipped():
-    for path in (RESULTS / "parts").glob("*.json"):
+@pytest.mark.parametrize("study", ["parts", "freezing"])
+def test_studies_are_of_the_weights_that_are_shipped(study):
+    for path in (RESULTS / study).glob("*.json"):
         model = load_codec(path.stem, "cpu").model
         assert json.loads(path.read_text())["description"].endswith(f"weights {digest(model)}"), f"{path}: measure anew"
 
