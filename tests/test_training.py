@@ -16,6 +16,7 @@ import warnings
 import weakref
 from dataclasses import replace
 from importlib import resources
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -44,6 +45,7 @@ from hybridflow.training.data import (
     validation_crops,
 )
 from hybridflow.training.freeze import freeze_weights
+from hybridflow.training.journal import Journal
 from hybridflow.training.loop import Run, _ended_by_signals, start_processes
 from hybridflow.training.stages import STAGES, Stage
 from hybridflow.training.streaming import StreamedPhotos, _whole_ones, open_photos
@@ -530,6 +532,22 @@ def test_a_full_disk_costs_no_more_than_a_save(photo_set, init, tmp_path, monkey
     with pytest.raises(TrainingError, match="make room on its disk; what was saved before is left"):
         run.save()
     assert start("correction", photo_set, tmp_path, init, resume=True).step == run.step
+
+
+def test_a_log_that_does_not_fit_is_no_end_of_a_run(tmp_path, monkeypatch):
+    journal = Journal(tmp_path, 0, None, 1)
+
+    def full(*_):
+        raise OSError("No space left")
+
+    for name in ("add_scalar", "add_image", "close"):
+        monkeypatch.setattr(journal.board, name, full)
+    journal.path = Path("/dev/full")
+    with pytest.warns(UserWarning, match="the log cannot be written .*No space left.*training goes on") as caught:
+        journal.write(1, {"loss": 1.0})
+        journal.show(1, torch.zeros(1, 3, 8, 8), torch.zeros(1, 3, 8, 8))
+        journal.close()
+    assert len(caught) == 4
 
 
 @pytest.mark.parametrize("name, content", [("state.pt", b"PK\3\4 cut"), ("state.pt", b""), ("config.yaml", b"")])

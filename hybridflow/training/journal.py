@@ -2,6 +2,9 @@
 
 import json
 import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -15,7 +18,8 @@ PICTURES = 8
 
 
 class Journal:
-    """Writes `log.jsonl` and TensorBoard's files in a run's folder.
+    """Writes `log.jsonl` and TensorBoard's files in a run's folder; what does not fit on its disk is left out with a
+    warning.
 
     Args:
         step: the run goes on from here; what an earlier call wrote of later steps is dropped.
@@ -34,17 +38,27 @@ class Journal:
 
     def write(self, step: int, figures: dict[str, float], group: str = "train") -> None:
         """Add a line; on TensorBoard the figures appear as group/name."""
-        with open(self.path, "a") as log:
+        with self._or_warning(), open(self.path, "a") as log:
             log.write(json.dumps({"step": step, "group": group} | figures) + "\n")
-        for name, value in figures.items():
-            self.board.add_scalar(f"{group}/{name}", value, step)
+        with self._or_warning():
+            for name, value in figures.items():
+                self.board.add_scalar(f"{group}/{name}", value, step)
         self.bar.set_postfix({name: f"{value:.4g}" for name, value in figures.items()}, refresh=False)
 
     def show(self, step: int, x: Tensor, x_hat: Tensor) -> None:
         """Put images (N,3,H,W) in [0,1] and, below them, their reconstructions on TensorBoard."""
         rows = [torch.cat(list(images[:PICTURES].cpu()), -1) for images in (x, x_hat)]
-        self.board.add_image("originals and reconstructions", torch.cat(rows, -2), step)
+        with self._or_warning():
+            self.board.add_image("originals and reconstructions", torch.cat(rows, -2), step)
 
     def close(self) -> None:
-        self.board.close()
+        with self._or_warning():
+            self.board.close()
         self.bar.close()
+
+    @contextmanager
+    def _or_warning(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            warnings.warn(f"{self.path.parent}: the log cannot be written ({error}); training goes on", stacklevel=3)
