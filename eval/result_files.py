@@ -93,7 +93,8 @@ def _makers(folder: Path) -> dict[str, str]:
     makers = {}
     for path in folder.glob("*.csv"):
         with path.open(newline="") as file:
-            makers |= {row["curve"]: row["made_by"] for row in csv.DictReader(file) if {"curve", "made_by"} <= row.keys()}
+            rows = [row for row in csv.DictReader(file) if {"curve", "made_by"} <= row.keys()]
+        makers |= {row["curve"]: row["made_by"] for row in rows}
     return makers
 
 

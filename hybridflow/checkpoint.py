@@ -101,12 +101,10 @@ def load_parts(path: str | Path, *owners: nn.Module) -> set[str]:
         The names of the parts that were loaded.
 
     Raises:
-        CheckpointError: a part's weights do not fit or are not finite, none of the parts is there, two files of a
-            folder hold the same, or the files of a release are not of one model.
+        CheckpointError: a part's weights do not fit or are not finite, or none of the parts is there; or as
+            `held_parts`.
     """
     path = Path(path)
-    if len({read_metadata(file).get("model_id") for file in _files_of(path)} - {None}) > 1:
-        raise CheckpointError(f"{path}: releases of several models lie there: name one that was exported as a whole")
     weights, holders = {}, _holders(path)
     for file in dict.fromkeys(holders.values()):
         tensors, _ = read_weights(file)
@@ -139,25 +137,28 @@ def load_parts(path: str | Path, *owners: nn.Module) -> set[str]:
 
 
 def held_parts(path: str | Path) -> set[str]:
-    """The names of the parts that `load_parts` would find, by the files' headers; raises as it does."""
+    """The names of the parts that `load_parts` would find, by the files' headers.
+
+    Raises:
+        CheckpointError: a file cannot be read, two hold the same, or they are not of one model.
+    """
     return {key.partition(".")[0] for key in _holders(Path(path))}
-
-
-def _files_of(path: Path) -> list[Path]:
-    if path.is_dir():
-        return sorted(path.glob("*.safetensors"))
-    return [path, *filter(Path.is_file, (ablation_file(path), perceptual_file(path)))]
 
 
 def _holders(path: Path) -> dict[str, Path]:
     """Which file holds each tensor."""
+    files = [path, *filter(Path.is_file, (ablation_file(path), perceptual_file(path)))]
+    if path.is_dir():
+        files = sorted(path.glob("*.safetensors"))
+    if len({read_metadata(file).get("model_id") for file in files} - {None}) > 1:
+        raise CheckpointError(f"{path}: releases of several models lie there: name one that was exported as a whole")
     holders: dict[str, Path] = {}
-    for holder in _files_of(path):
+    for holder in files:
         with _opened(holder) as file:
             for key in file.keys():
                 if key in holders:
                     both = f"{holders[key].name} and {holder.name} both hold {key}"
-                    raise CheckpointError(f"{path}: {both}: name one file, or leave one of each part there")
+                    raise CheckpointError(f"{path}: {both}: name one of them, or take the other away")
                 holders[key] = holder
     return holders
 

@@ -60,10 +60,10 @@ def require_writable(folder: Path) -> None:
     """Raise HybridFlowError if nothing can be written in a folder, or if it is not there and cannot be made; call it
     before long work. It leaves nothing behind."""
     try:
-        there = next(path for path in (folder, *folder.parents) if path.exists())
+        there = next(path for path in (folder, *folder.parents) if path.exists() or path.is_symlink())
         probe = there / f".{uuid.uuid4().hex}.partial"
         probe.touch(exist_ok=False)
-        probe.unlink()
+        probe.unlink(missing_ok=True)
     except OSError as error:
         raise _cannot_write(folder, error) from None
 

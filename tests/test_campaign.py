@@ -92,8 +92,29 @@ def test_a_call_goes_on_by_what_the_last_one_was_told(two_splits, tmp_path, one_
     again.train(two_splits, 5, "cpu", ["jitter=0.1"])
     config = again.ledger["stages"]["tokenizer"]["config"]
     assert [config[key] for key in ("batch", "crop", "jitter", "seed")] == [2, 64, 0.1, 3]
-    assert json.loads((tmp_path / "parts" / "campaign.json").read_text())["settings"] == [*QUICK, "seed=3", "jitter=0.1"]
+    told = json.loads((tmp_path / "parts" / "campaign.json").read_text())["settings"]
+    assert told == [*QUICK, "seed=3", "jitter=0.1"]
     assert Campaign("tiny", tmp_path, None, 8).ledger["total_minutes"] == 8
+
+
+def test_what_a_call_was_told_outlasts_its_failure(two_splits, tmp_path, monkeypatch):
+    def fails(run):
+        raise TrainingError("out of memory")
+
+    monkeypatch.setattr(Run, "_step", fails)
+    with pytest.raises(TrainingError, match="out of memory"):
+        Campaign("tiny", tmp_path, None, 4).train(two_splits, 5, "cpu", QUICK)
+    ledger = Campaign("tiny", tmp_path, None, None).ledger
+    assert ledger == {"preset": "tiny", "stages": {}, "total_minutes": 4, "settings": QUICK}
+
+
+@pytest.mark.parametrize("settings, told", [(["batch=3", "accumulate=2"], "cannot be split"), (["x=1"], "unknown")])
+def test_what_cannot_start_is_told_before_photos_are_read(settings, told, two_splits, tmp_path, monkeypatch):
+    for name in ("open_photos", "held_out_photos"):
+        monkeypatch.setattr(campaign, name, lambda *_: pytest.fail("photos were read"))
+    with pytest.raises(TrainingError, match=told):
+        Campaign("tiny", tmp_path / "out", None, 4).train(two_splits, 5, "cpu", settings)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_campaign_that_could_not_be_frozen_is_not_begun(two_splits, tmp_path):
@@ -125,7 +146,7 @@ def test_every_step_is_counted_once(counted, at_first, steps, tmp_path, monkeypa
     run.train = train
     for name, stub in (("start_processes", lambda device: machine), ("Run", begun)):
         monkeypatch.setattr(campaign, name, stub)
-    for name in ("open_photos", "validation_crops", "held_out_photos"):
+    for name in ("open_photos", "validation_crops", "held_out_photos", "check_start"):
         monkeypatch.setattr(campaign, name, lambda *_: None)
     monkeypatch.setattr(Campaign, "_keep", lambda self, stage, run, steps: kept.append(steps))
     whole = Campaign("tiny", tmp_path, None, None)
@@ -160,6 +181,7 @@ def test_photos_are_decoded_again_only_for_other_settings(two_splits, tmp_path, 
 
     monkeypatch.setattr("hybridflow.training.data.decode_photo", count)
     monkeypatch.setattr(campaign, "Run", ended)
+    monkeypatch.setattr(campaign, "check_start", lambda *_: None)
     monkeypatch.setattr(Campaign, "_keep", finish)
     monkeypatch.setattr(Campaign, "_freeze", lambda self, data: None)
     whole = Campaign("tiny", tmp_path, None, None)

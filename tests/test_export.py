@@ -97,7 +97,7 @@ def test_a_checkpoint_that_is_too_large_is_refused(every_part, two_splits, tmp_p
 
 
 def test_where_nothing_can_be_written_is_told_before_the_work(every_part, two_splits, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("hybridflow.training.export.freeze", lambda *_: pytest.fail("the work was begun"))
+    monkeypatch.setattr("hybridflow.training.export.held_out_photos", lambda _: pytest.fail("photos were read"))
     arguments = ["export", str(every_part), "--data", str(two_splits), "--out"]
     (tmp_path / "file").touch()
     assert main([*arguments, str(tmp_path / "file" / "release")]) == 1

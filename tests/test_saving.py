@@ -58,11 +58,13 @@ def test_places_that_hold_no_file_are_refused(tmp_path):
 
 
 def test_folders_that_cannot_be_written_are_told_before_work(tmp_path):
-    (tmp_path / "file").touch()
+    file, link = tmp_path / "file", tmp_path / "link"
+    file.touch()
+    link.symlink_to(tmp_path / "nowhere")
     require_writable(tmp_path / "new" / "deep")
     require_writable(tmp_path)
-    assert os.listdir(tmp_path) == ["file"]
-    for path in (tmp_path / "file", tmp_path / "file" / "inside", Path("/proc/nothing"), tmp_path / ("z" * 300)):
+    assert {*os.listdir(tmp_path)} == {"file", "link"}
+    for path in (file, file / "inside", link, Path("/proc/nothing"), tmp_path / ("z" * 300)):
         with pytest.raises(HybridFlowError, match="cannot write .*choose another place"):
             require_writable(path)
 

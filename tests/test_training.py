@@ -548,13 +548,33 @@ def test_a_log_that_does_not_fit_is_no_end_of_a_run(tmp_path, monkeypatch):
         journal.show(1, torch.zeros(1, 3, 8, 8), torch.zeros(1, 3, 8, 8))
         journal.close()
     assert len(caught) == 4
+    (tmp_path / "log.jsonl").write_text('{"step": 1}\n{"step": 2, "lo{"step": 3}\n{"step": 4}\n')  # half a line fitted
+    Journal(tmp_path, 4, None, 1).close()
+    assert (tmp_path / "log.jsonl").read_text() == '{"step": 1}\n{"step": 4}\n'
+
+
+def test_a_best_that_was_not_written_is_none(photo_set, init, tmp_path, monkeypatch):
+    run = start("correction", photo_set, tmp_path, init, watched=torch.rand(1, 3, 64, 64))
+    figures = iter([2.0, 1.0, 1.5])
+    monkeypatch.setattr(loop, "validate", lambda *_: ({"loss": next(figures)}, None))
+    save = loop.save_parts
+
+    def full(path, weights):
+        raise OSError("No space left")
+
+    for writes, best in ((save, 2.0), (full, 2.0), (save, 1.5)):
+        monkeypatch.setattr(loop, "save_parts", writes)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            run._validate(None)
+        assert run.best == best and run.since_best == 0
 
 
 @pytest.mark.parametrize("name, content", [("state.pt", b"PK\3\4 cut"), ("state.pt", b""), ("config.yaml", b"")])
 def test_a_run_folder_that_is_damaged_is_named(name, content, photo_set, init, tmp_path):
     start("correction", photo_set, tmp_path, init).train()
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(TrainingError, match=f"{name} is damaged: go on from its weights.safetensors by --init"):
+    with pytest.raises(TrainingError, match=f"{name} is damaged.*: go on from its weights.safetensors by --init"):
         start("correction", photo_set, tmp_path, init, resume=True)
 
 

@@ -14,7 +14,7 @@ from hybridflow.errors import TrainingError
 from hybridflow.training.config import load_config, load_plan
 from hybridflow.training.data import validation_crops
 from hybridflow.training.freeze import freeze_weights, held_out_photos
-from hybridflow.training.loop import Run, start_processes
+from hybridflow.training.loop import Run, check_start, start_processes
 from hybridflow.saving import replace_atomically
 from hybridflow.training.stages import STAGES
 from hybridflow.training.streaming import open_photos
@@ -75,7 +75,7 @@ class Campaign:
                 of earlier calls.
 
         Raises:
-            TrainingError: a setting or the data is wrong.
+            TrainingError, CheckpointError, HybridFlowError: a setting or the data is wrong, or as `Run`.
         """
         for clock in ("max_minutes", "max_steps"):
             if any(setting.partition("=")[0] == clock for setting in settings):
@@ -83,8 +83,6 @@ class Campaign:
         last = {setting.partition("=")[0]: setting for setting in [*self.ledger.get("settings", []), *settings]}
         settings = self.ledger["settings"] = list(last.values())
         end = time.monotonic() + 60 * minutes
-        if "refit" not in self.ledger["stages"]:
-            held_out_photos(data)  # an error now, and not when it is time to freeze
         accelerator = start_processes(device)
         if self.init is not None and accelerator.is_main_process:
             copied = self.out / "copied"  # a kill in the middle leaves no half of it as parts
@@ -103,6 +101,14 @@ class Campaign:
             config = replace(config, seed=self._seed(stage, config.seed + earlier["steps"]))
             held = (config.streaming, config.crop, config.transpose, config.downscale, config.jitter)
             held += (config.validation_crops,)
+            folder = self.out / stage
+            resume = (folder / "state.pt").exists()
+            init = self.parts if self.ledger["stages"] and not resume else None
+            check_start(stage, config, folder, init, resume, accelerator)
+            if read is None and "refit" not in self.ledger["stages"]:
+                held_out_photos(data)  # an error now, and not when it is time to freeze
+            if accelerator.is_main_process:
+                self._write_ledger()
             if held != read:
                 photos = run = None  # memory may hold no two sets
                 photos = open_photos(data, config, accelerator.device)
@@ -110,9 +116,6 @@ class Campaign:
             if stage == "refit" and not earlier["minutes"] and accelerator.is_main_process:
                 self._freeze(data)
             accelerator.wait_for_everyone()
-            folder = self.out / stage
-            resume = (folder / "state.pt").exists()
-            init = self.parts if self.ledger["stages"] and not resume else None
             spent = earlier["minutes"]
             run = Run(stage, self.preset, config, photos, folder, init, resume, accelerator, validation, spent)
             before = run.step
@@ -141,6 +144,11 @@ class Campaign:
             path.replace(self.parts / path.name)
         shutil.rmtree(self.out / "new")  # with what a kill left there
 
+    def _write_ledger(self) -> None:
+        self.parts.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(self.ledger, indent=2) + "\n"
+        replace_atomically(self.parts / "campaign.json", lambda path: path.write_text(text))
+
     def _keep(self, stage: str, run: Run, steps: int) -> None:
         """Put the stage's parts, and what was run and measured, where the next call finds them. A call that made no
         step measured nothing, and what the one before it did stays."""
@@ -154,6 +162,5 @@ class Campaign:
         }
         if run.accelerator.is_main_process:
             self._put(run.out / "weights.safetensors", [*STAGES[stage].trained, *STAGES[stage].kept])
-            text = json.dumps(self.ledger, indent=2) + "\n"
-            replace_atomically(self.parts / "campaign.json", lambda path: path.write_text(text))
+            self._write_ledger()
         run.accelerator.wait_for_everyone()

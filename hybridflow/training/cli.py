@@ -63,7 +63,7 @@ def _add_campaign(subparsers) -> None:
         description="Train whichever stages of the preset's plan come next, for some minutes: the plan gives each\n"
         "stage its share of the whole campaign's minutes, its batch, crop and learning rate. Run it again, with the\n"
         "same OUT or, elsewhere, with --init on what an earlier call left in OUT/parts, and it goes on, by the same\n"
-        "--total-minutes and --set unless they are given anew.\n\n"
+        "--total-minutes and --set, which OUT/parts/campaign.json holds, unless they are given anew.\n\n"
         "OUT/parts gets a half-precision file for every part that was trained, and campaign.json: what was run and\n"
         "measured. The clock counts from the start of the call; the last validation and the files come on top of it.",
         epilog="examples:\n"
@@ -75,7 +75,7 @@ def _add_campaign(subparsers) -> None:
     _add_data(parser)
     parser.add_argument("--out", type=Path, required=True, help="folder to write: parts, and a run folder a stage")
     parser.add_argument("--minutes", type=positive(float), required=True, help="clock of this call")
-    what = "of the whole campaign, to share out (default: the plan's)"
+    what = "of the whole campaign, to share out (default: the last call's, at first the plan's)"
     parser.add_argument("--total-minutes", type=positive(float), help=what)
     parser.add_argument("--init", type=Path, help="folder of parts and campaign.json to start from")
     _add_device_and_settings(parser)
@@ -238,8 +238,7 @@ def _split(args: argparse.Namespace) -> int:
 def _average(args: argparse.Namespace) -> int:
     from hybridflow.training.average import average_weights
 
-    refuse_overwrite(args.out, force=args.force)
-    require_writable(args.out.parent)
+    _refuse_target(args)
     average_weights(args.weights, args.preset, args.out, args.shares)
     print(f"{args.out}: {args.out.stat().st_size:,} bytes")
     return 0
@@ -248,18 +247,22 @@ def _average(args: argparse.Namespace) -> int:
 def _freeze(args: argparse.Namespace) -> int:
     from hybridflow.training.freeze import freeze_weights, held_out_photos
 
-    refuse_overwrite(args.out, force=args.force)
-    require_writable(args.out.parent)
+    _refuse_target(args)
     freeze_weights(args.weights, args.preset, args.out, held_out_photos(args.data))
     print(f"{args.out}: {args.out.stat().st_size:,} bytes")
     return 0
 
 
+def _refuse_target(args: argparse.Namespace) -> None:
+    """HybridFlowError if the file cannot or must not be written."""
+    refuse_overwrite(args.out, force=args.force)
+    require_writable(args.out.parent)
+
+
 def _export(args: argparse.Namespace) -> int:
     from hybridflow.training.export import export
-    from hybridflow.training.freeze import held_out_photos
 
-    photos, name = held_out_photos(args.data), args.name or args.preset
-    for path in export(args.weights, args.preset, args.out, name, photos, force=args.force):
+    name = args.name or args.preset
+    for path in export(args.weights, args.preset, args.out, name, args.data, force=args.force):
         print(f"{path}: {path.stat().st_size:,} bytes")
     return 0

@@ -27,7 +27,7 @@ from hybridflow.metrics import load_lpips
 from hybridflow.model import HybridFlow
 from hybridflow.saving import refuse_overwrite, require_writable
 from hybridflow.training.data import PhotoSet
-from hybridflow.training.freeze import COUNT, SIDE, freeze
+from hybridflow.training.freeze import COUNT, SIDE, freeze, held_out_photos
 from hybridflow.weights import ablation_file, perceptual_file
 
 LARGEST_RELEASE = 66 * 10**6
@@ -80,7 +80,7 @@ def _distortion(x: Tensor, x_hat: Tensor, lpips: torch.nn.Module) -> float:
 
 
 def export(
-    weights: Path, preset: str, out: Path, name: str, photos: PhotoSet, force: bool = False
+    weights: Path, preset: str, out: Path, name: str, data: Path, force: bool = False
 ) -> list[Path]:
     """Write `NAME.safetensors`, all that encodes and decodes, `NAME-ablation.safetensors`, which comparisons and
     training need, and `NAME-perceptual.safetensors`, the second decoder, if the weights hold it. What is not frozen
@@ -88,7 +88,7 @@ def export(
 
     Args:
         weights: safetensors of a run, or a folder of parts.
-        photos: the validation split.
+        data: folder of images or tar shards, whose validation split is read.
 
     Returns:
         The paths of what was written.
@@ -118,6 +118,7 @@ def export(
     for path in dict.fromkeys([*paths, second]):  # of another model it would be removed
         refuse_overwrite(path, force=force)
     require_writable(out)
+    photos = held_out_photos(data)
     freeze(model, photos.centre_crops(COUNT, SIDE))
     model.half().float().eval()  # the points are chosen for what will be loaded
     points = choose_operating_points(model, photos, CODED)

@@ -1,6 +1,7 @@
 """What people read of a run: a line of JSON and TensorBoard scalars every few steps, and a progress bar."""
 
 import json
+import math
 import sys
 import warnings
 from collections.abc import Iterator
@@ -18,8 +19,8 @@ PICTURES = 8
 
 
 class Journal:
-    """Writes `log.jsonl` and TensorBoard's files in a run's folder; what does not fit on its disk is left out with a
-    warning.
+    """Writes `log.jsonl` and TensorBoard's files in a run's folder. Lines that do not fit on its disk are left out with
+    a warning, and TensorBoard's files end there.
 
     Args:
         step: the run goes on from here; what an earlier call wrote of later steps is dropped.
@@ -30,7 +31,7 @@ class Journal:
     def __init__(self, out: Path, step: int, total: int | None, batch: int) -> None:
         self.path = out / "log.jsonl"
         lines = self.path.read_text().splitlines(keepends=True) if self.path.exists() else []
-        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+        kept = [line for line in lines if line.endswith("\n") and _step_of(line) <= step]
         replace_atomically(self.path, lambda path: path.write_text("".join(kept)))
         self.board = needed("torch.utils.tensorboard").SummaryWriter(out / "tensorboard", purge_step=step + 1)
         seconds = 0.5 if sys.stderr.isatty() else 60
@@ -62,3 +63,11 @@ class Journal:
             yield
         except OSError as error:
             warnings.warn(f"{self.path.parent}: the log cannot be written ({error}); training goes on", stacklevel=3)
+
+
+def _step_of(line: str) -> float:
+    """Of a line of the log; infinity if a full disk left half of one in it."""
+    try:
+        return json.loads(line)["step"]
+    except ValueError:
+        return math.inf

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import torch
@@ -36,6 +37,8 @@ from hybridflow.training.validation import validate
 
 _STATE_FORMAT = 3
 """Rises whenever an older `state.pt` cannot be gone on from."""
+
+_ANOTHER_FOLDER = "go on from its weights.safetensors by --init, in another folder by --out"
 
 SKIPPED_MOST = 100
 """Steps one after the other without a finite gradient, at which a run gives up."""
@@ -78,8 +81,9 @@ class Run:
         ended: a signal asked the last call of `train` to end.
 
     Raises:
-        TrainingError, CheckpointError: as `check_start`; or the folder's state is damaged, or of another version or
-            preset; or `init` does not fit, or is not frozen where the stage trains around frozen bits.
+        TrainingError, CheckpointError, HybridFlowError: as `check_start`; or the folder's state is damaged, or of
+            another version or preset; or `init` does not fit, or is not frozen where the stage trains around frozen
+            bits.
     """
 
     def __init__(
@@ -125,7 +129,7 @@ class Run:
         if accelerator.is_main_process:
             out.mkdir(parents=True, exist_ok=True)
             for left in out.glob(".*.partial"):  # of a save that a kill cut short
-                left.unlink()
+                left.unlink(missing_ok=True)
             sizes = preset if isinstance(preset, str) else json.loads(json.dumps(asdict(preset)))
             record = {"stage": stage, "preset": sizes} | asdict(config)
             text = yaml.safe_dump(record, sort_keys=False)
@@ -297,8 +301,9 @@ class Run:
             self.since_best += 1
             loss = agreed(figures["loss"], self.device)  # else one process might lose its patience before the others
             if loss < self.best:
-                self.best, self.since_best = loss, 0
-                self._save_or_warn(lambda: self._save_weights("best.safetensors"))
+                self.since_best = 0
+                if self._save_or_warn(lambda: self._save_weights("best.safetensors")):
+                    self.best = loss
         if journal:
             journal.write(self.step, figures, "validation")
             journal.show(self.step, self.validation, x_hat)
@@ -329,21 +334,26 @@ class Run:
         return weights
 
     def _write(self, name: str, write: Callable[[Path], object]) -> None:
-        if self.accelerator.is_main_process:
-            try:
-                write(self.out / name)
-            except (OSError, RuntimeError, SafetensorError) as error:  # of which the last two hide a full disk
-                mend = "make room on its disk; what was saved before is left"
-                raise TrainingError(f"{self.out / name} cannot be written ({error}): {mend}") from None
+        try:
+            write(self.out / name)
+        except (OSError, RuntimeError, SafetensorError) as error:  # of which the last two hide a full disk
+            mend = "make room on its disk; what was saved before is left"
+            raise TrainingError(f"{self.out / name} cannot be written ({error}): {mend}") from None
 
     def _save_weights(self, name: str) -> None:
-        self._write(name, lambda path: save_parts(path, self.averaged_weights()))
+        if self.accelerator.is_main_process:
+            weights = self.averaged_weights()
+            self._write(name, lambda path: save_parts(path, weights))
 
-    def _save_or_warn(self, save: Callable[[], None]) -> None:
+    def _save_or_warn(self, save: Callable[[], None]) -> bool:
+        """Whether it was saved, by all processes alike."""
+        failed = False
         try:
             save()
         except TrainingError as error:
-            warnings.warn(f"{error}; training goes on")
+            warnings.warn(f"step {self.step}: {error}; training goes on")
+            failed = True
+        return not self._any_process(failed)
 
     def save(self) -> None:
         """Write the full state, and the averaged weights. The place in the data is the step.
@@ -364,18 +374,19 @@ class Run:
             "since_best": self.since_best,
             "totals": self.totals,
         }
-        self._write("state.pt", lambda path: replace_atomically(path, lambda partial: torch.save(state, partial)))
+        if self.accelerator.is_main_process:
+            self._write("state.pt", lambda path: replace_atomically(path, lambda partial: torch.save(state, partial)))
         self._save_weights("weights.safetensors")
 
     def _load(self) -> None:
         # To the CPU: there the optimisers want their count of steps, and they move the rest to the device themselves.
-        mend = "go on from its weights.safetensors by --init, in another folder by --out"
         try:
             state = torch.load(self.out / "state.pt", map_location="cpu", weights_only=True)
-        except (OSError, RuntimeError, EOFError, pickle.UnpicklingError):
-            raise TrainingError(f"{self.out}/state.pt is damaged: {mend}") from None
+        except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+            reason = shorten(str(error) or "it ends early", 100)
+            raise TrainingError(f"{self.out}/state.pt is damaged ({reason}): {_ANOTHER_FOLDER}") from None
         if state.get("format") != _STATE_FORMAT:
-            raise TrainingError(f"{self.out}/state.pt is of another version of HybridFlow: {mend}")
+            raise TrainingError(f"{self.out}/state.pt is of another version of HybridFlow: {_ANOTHER_FOLDER}")
         try:
             self.stage.load_state_dict(state["stage"])
         except RuntimeError:
@@ -395,23 +406,25 @@ def check_start(
     """Refuse a run of these arguments of `Run` that cannot start; call it before photos are read.
 
     Raises:
-        TrainingError: the folder holds another run, or none to resume, or cannot be written; the batch does not split;
-            or `init` lacks parts that the stage reads.
-        CheckpointError: `init` cannot be read.
+        TrainingError: the folder holds another run, or none to resume; the batch does not split; or `init` lacks parts
+            that the stage reads.
+        CheckpointError: as `held_parts`.
+        HybridFlowError: the folder cannot be written.
     """
     parts = config.accumulate * accelerator.num_processes
     if config.batch % parts:
         what = f"{accelerator.num_processes} processes x accumulate={config.accumulate}"
         raise TrainingError(f"batch={config.batch} cannot be split over {what}: choose a multiple")
     check_folder(out, stage, resume)
+    if accelerator.is_main_process:  # which alone writes
+        require_writable(out)
     there = held_parts(init) if init is not None else set()
     if not resume and (missing := [name for name in STAGES[stage].reads if name not in there]):
         raise TrainingError(f"{stage} needs {', '.join(missing)}: name by --init what the stages before it left")
 
 
 def check_folder(out: Path, stage: str, resume: bool) -> None:
-    """Raise TrainingError if a run folder holds another run, or none of this stage to resume, or HybridFlowError if it
-    cannot be written."""
+    """Raise TrainingError if a run folder holds another run, or none of this stage to resume."""
     try:
         os.fsencode(out).decode()  # TensorBoard wants it so
     except UnicodeDecodeError:
@@ -423,15 +436,13 @@ def check_folder(out: Path, stage: str, resume: bool) -> None:
         raise TrainingError(f"{out} holds no run to resume: leave --resume out, or name its folder by --out")
     if resume and _stage_of(out) != stage:
         raise TrainingError(f"{out} holds a run of another stage than {stage}: name another folder by --out")
-    require_writable(out)
 
 
 def _stage_of(out: Path) -> str:
     try:
         return yaml.safe_load((out / "config.yaml").read_text())["stage"]
-    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
-        mend = "go on from its weights.safetensors by --init, in another folder by --out"
-        raise TrainingError(f"{out}/config.yaml is damaged: {mend}") from None
+    except (ValueError, KeyError, TypeError, yaml.YAMLError):
+        raise TrainingError(f"{out}/config.yaml is damaged: {_ANOTHER_FOLDER}") from None
 
 
 @contextmanager

@@ -86,8 +86,8 @@ def _named_files(shards: Iterable[dict[str, Any]]) -> Iterator[tuple[str, bytes]
 def _whole_ones(
     decoded: Iterable[tuple[str, np.ndarray | None]], min_side: int, folder: Path
 ) -> Iterator[np.ndarray]:
-    """Pixels (H,W,3) uint8 of the photos that are whole and large enough; TrainingError if none comes for long. Of small
-    ones, which come again and again, the first is named."""
+    """Pixels (H,W,3) uint8 of the photos that are whole and large enough; TrainingError if none comes for long. Of
+    small ones, which come again and again, the first is named."""
     unfit, named_small = 0, False
     for name, pixels in decoded:
         if pixels is not None and min(pixels.shape[:2]) >= min_side:
