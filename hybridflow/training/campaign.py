@@ -25,8 +25,8 @@ class Campaign:
     every stage that was trained here.
 
     Attributes:
-        ledger: content of `campaign.json`: `total_minutes` and "settings" of the last call, and under "stages", in
-            their order, what was run of each and measured.
+        ledger: content of `campaign.json`: "total_minutes" and "settings" that stages are trained by, and under
+            "stages", in their order, what was run of each and measured.
 
     Args:
         preset: name of a shipped configuration, whose plan it is.
@@ -88,6 +88,7 @@ class Campaign:
             copied = self.out / "copied"  # a kill in the middle leaves no half of it as parts
             shutil.copytree(self.init, copied, dirs_exist_ok=True)
             copied.rename(self.parts)
+        accelerator.wait_for_everyone()
         self.init = None
 
         def minutes_left() -> float:
