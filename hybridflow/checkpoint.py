@@ -150,11 +150,14 @@ def _holders(path: Path) -> dict[str, Path]:
     files = [path, *filter(Path.is_file, (ablation_file(path), perceptual_file(path)))]
     if path.is_dir():
         files = sorted(path.glob("*.safetensors"))
-    if len({read_metadata(file).get("model_id") for file in files} - {None}) > 1:
-        raise CheckpointError(f"{path}: releases of several models lie there: name one that was exported as a whole")
     holders: dict[str, Path] = {}
+    models: set[str | None] = {None}  # what a run left says of none
     for holder in files:
         with _opened(holder) as file:
+            models.add((file.metadata() or {}).get("model_id"))
+            if len(models) > 2:
+                mend = "name one that was exported as a whole"
+                raise CheckpointError(f"{path}: releases of several models lie there: {mend}")
             for key in file.keys():
                 if key in holders:
                     both = f"{holders[key].name} and {holder.name} both hold {key}"
