@@ -34,6 +34,7 @@ from eval.tables import Cells, cells_of
 from hybridflow.cli import positive
 from hybridflow.errors import HybridFlowError
 from hybridflow.image_io import read_image
+from hybridflow.saving import write_atomic
 
 TEMPLATE = "report.html.j2"
 FIGURE_TITLES = {
@@ -178,13 +179,15 @@ def main(argv: list[str] | None = None) -> int:
 
     curves, listed = read_curves(args.results), list_images(args.data)
     parts = read_parts(args.parts) if args.parts else None
+    render(curves, [], args.bpp, parts)  # an error now, and not when every image is coded
     images = readable(listed)
     with worker_pool(args.workers) as run:
         found = run(look_at, [(image, args.checkpoint, args.bpp) for image in images])
         photos = list(tqdm(found, total=len(images), unit="image", disable=None))
     photos.sort(key=lambda photo: photo["name"])
+    page = render(curves, photos, args.bpp, parts).encode("utf-8", "backslashreplace")  # a name may be no text
     args.output.parent.mkdir(parents=True, exist_ok=True)
-    args.output.write_text(render(curves, photos, args.bpp, parts), encoding="utf-8")
+    write_atomic(args.output, page, force=True)
     return command.exit_code(len(listed), len(images))
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from hybridflow.entropy import PRECISION
 from hybridflow.errors import CheckpointError
 from hybridflow.model import HybridFlow, Preset
-from hybridflow.saving import refuse_overwrite, replace_atomically
+from hybridflow.saving import refuse_overwrite, replace_atomically, require_writable
 from hybridflow.weights import ablation_file, perceptual_file
 
 TRAINING_ONLY = ("codebook.average_", "codebook.started")
@@ -87,7 +87,8 @@ def _opened(path: str | Path) -> Iterator[safe_open]:
         with safe_open(str(path), framework="pt") as file:
             yield file
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path}: cannot be read as safetensors ({error}): name a checkpoint file") from None
+        reason = "it is a folder" if Path(path).is_dir() else error
+        raise CheckpointError(f"{path}: cannot be read as safetensors ({reason}): name a checkpoint file") from None
 
 
 def load_parts(path: str | Path, *owners: nn.Module) -> set[str]:
@@ -169,7 +170,8 @@ def _holders(path: Path) -> dict[str, Path]:
 def _refuse_not_finite(path: str | Path, tensors: dict[str, Tensor]) -> None:
     for key, value in tensors.items():
         if not value.isfinite().all():
-            raise CheckpointError(f"{path}: {key} is not finite: name weights of before the training went astray")
+            mend = "get the file again, or name one of before the training went astray"
+            raise CheckpointError(f"{path}: {key} is not finite: {mend}")
 
 
 def parts_of(names: Iterable[str], *owners: nn.Module) -> dict[str, Tensor]:
@@ -192,10 +194,10 @@ def split_parts(weights: str | Path, out: Path, names: Iterable[str], force: boo
 
     Raises:
         CheckpointError: a part is not there.
-        HybridFlowError: a file exists and force is not set.
+        HybridFlowError: a file exists and force is not set, or the folder cannot be written.
     """
+    require_writable(out)
     tensors, _ = read_weights(weights)
-    out.mkdir(parents=True, exist_ok=True)
     contents = {}
     for name in names:
         part = {key: value for key, value in tensors.items() if key.startswith(name + ".")}
@@ -209,6 +211,7 @@ def split_parts(weights: str | Path, out: Path, names: Iterable[str], force: boo
             path = out / f"{file}.safetensors"
             refuse_overwrite(path, force=force)
             contents[path] = {key: value for key, value in part.items() if f"{key}.".startswith(f"{file}.")}
+    out.mkdir(parents=True, exist_ok=True)
     for path, content in contents.items():
         save_half(path, content)
     return list(contents)
@@ -310,7 +313,7 @@ def load_release(path: str | Path) -> tuple[HybridFlow, dict[str, str]]:
     What its integers were frozen from is not in there, and left as it was made.
 
     Raises:
-        CheckpointError: the file cannot be read or is no release of this model.
+        CheckpointError: the file cannot be read, is no release of this model, or makes other bits than it says.
     """
     weights, metadata = read_weights(path)
     try:
@@ -319,14 +322,17 @@ def load_release(path: str | Path) -> tuple[HybridFlow, dict[str, str]]:
         model = HybridFlow(preset)
         own = {key: value for key, value in model.state_dict().items() if not released(key)}
         model.load_state_dict(own | weights)
-    except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
+    except (AttributeError, LookupError, TypeError, ValueError, RuntimeError) as error:
         reason = shorten(str(error), 200)
         raise CheckpointError(f"{path}: not a HybridFlow release ({reason}): name one that export wrote") from None
     _refuse_not_finite(path, weights)
-    counts = model.continuous.scale_counts
+    counts, exponential = model.continuous.scale_counts, model.index_prior.exact.exponential
     sound = counts.min() >= 1 and (counts.sum(-1) == 2**PRECISION).all()
+    sound = sound and exponential.min() >= 0 and exponential[0] > 0
     if not (sound and model.continuous.exact.frozen and model.index_prior.exact.frozen):
         raise CheckpointError(f"{path}: holds no frozen networks or no tables of the coder: name one that export wrote")
+    if metadata.get("model_id") not in (None, model_id(model).hex()):
+        raise CheckpointError(f"{path}: is damaged, and would make files that nothing else reads: get it again")
     return model, metadata
 
 

@@ -71,6 +71,8 @@ def _encode(args: argparse.Namespace) -> int:
 
     def encode(source: str, target: str) -> None:
         _refuse(target, args.force, source)
+        if not _looks_encoded(Path(target)) and looks_like_image(target):
+            raise HybridFlowError(f"{target} is the name of a picture: name one that ends in .hf")
         image = _read_picture(source, _read(source))
         target_rate = {"quality": args.quality, "bpp": args.bpp, "max_bytes": args.bytes}
         data = codec.encode(image, **target_rate, schedule=args.schedule, effort=args.effort)
@@ -206,6 +208,8 @@ def _expand(args: argparse.Namespace, fits: Callable[[Path], bool]) -> list[str]
 def _plan(args: argparse.Namespace, suffix: str, fits: Callable[[Path], bool]) -> list[tuple[str, str]]:
     """(input, output) of every file: beside the input unless -o names a file, a folder or the standard output."""
     sources = _expand(args, fits)
+    if args.output == "":
+        args.usage_error("-o has an empty name: give a file, a folder, or - for standard output")
     if args.inputs == [STREAM] or args.output == STREAM:
         if len(sources) > 1:
             args.usage_error("-o - (standard output) takes one input only")
@@ -403,7 +407,8 @@ def _add_encode(commands) -> None:
         default=0,
         metavar="STEPS",
         help="refine what is coded in so many steps, each of which takes about as long as two decodings: 10 make a "
-        "better picture of about as many bytes, 30 a still better one (default: 0)",
+        "better picture of about as many bytes, 30 a still better one; by default none, and none where a side has 48 "
+        "pixels or less",
     )
     _add_model(parser, f"default: {DEFAULT}")
     parser.set_defaults(run=_encode)

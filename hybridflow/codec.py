@@ -126,7 +126,8 @@ class Codec:
             bpp: the best operating point whose file has at most so many bits per pixel.
             max_bytes: likewise in bytes.
             effort: steps in which y_c is refined by gradient descent (`hybridflow.refinement`), each about two
-                decodings long: of 30 LPIPS is a tenth (`base`) to a seventh (`tiny`) lower at about as many bytes.
+                decodings long: of 30 LPIPS is a tenth (`base`) to a seventh (`tiny`) lower at about as many bytes. None
+                is made where a side has 48 pixels or less.
 
         Returns:
             The whole `.hf` file.
@@ -138,7 +139,7 @@ class Codec:
         if sum(argument is not None for argument in (quality, bpp, max_bytes)) > 1:
             raise HybridFlowError("give only one of quality, bpp and max_bytes")
         for name, number in {"quality": quality, "max_bytes": max_bytes, "effort": effort}.items():
-            if number is not None and not isinstance(number, Integral):
+            if not isinstance(number, Integral) and (number is not None or name == "effort"):
                 raise HybridFlowError(f"{name} must be a whole number, not {number!r}")
         if quality is not None and not 0 <= quality < QUALITIES:
             raise HybridFlowError(f"quality must be 0 to {QUALITIES - 1}, not {quality}")
@@ -154,8 +155,9 @@ class Codec:
         def attempt(point: tuple[int, str], effort: int = 0) -> bytes:
             return self._write(analysed, picture.size, *point, effort)
 
+        pixels, allowed = picture.width * picture.height, f"{max_bytes} bytes"
         if bpp is not None:
-            bits = min(bpp * picture.width * picture.height, sys.maxsize)
+            bits, allowed = min(bpp * pixels, sys.maxsize), f"{bpp:g} bpp"
             max_bytes = int(bits / 8 + 1e-6)  # what a file has is not over its own rate, whatever floats make of it
         if max_bytes is None:
             quality = 31 if quality is None else int(quality)
@@ -164,7 +166,12 @@ class Codec:
         if schedule is not None:
             points = [(q, schedule) for q in range(QUALITIES)]
         mend = "allow more" if schedule is None else "allow more, or leave the schedule to the model"
-        number, data = _largest_within(points, attempt, max_bytes, mend)
+
+        def refusal(smallest: int) -> str:
+            rate = f"{smallest} bytes, {8 * smallest / pixels:.4g} bpp"
+            return f"the smallest file has {rate}, over the {allowed} allowed: {mend}"
+
+        number, data = _largest_within(points, attempt, max_bytes, refusal)
         if effort:
             refined = (attempt(point, effort) for point in reversed(points[: number + 1]))
             data = next((better for better in refined if len(better) <= max_bytes), data)
@@ -202,7 +209,11 @@ class Codec:
         return tensor_to_image(pixels[..., : header.height, : header.width])
 
     def info(self, data: bytes | str | os.PathLike | IO[bytes]) -> dict:
-        """What a file, as `decode` takes it, says of itself, with the bytes of each of its sections.
+        """What a file, as `decode` takes it, says of itself.
+
+        Returns:
+            "width" and "height" in pixels, "quality" 0 to 63, "schedule", "model_id" in hex digits, "bytes" of the
+            whole file, "bpp", and "sections": name -> bytes, fractions where sections share the coder's stream.
 
         Raises:
             FormatError, ModelMismatchError, HybridFlowError: as `decode`.
@@ -262,7 +273,7 @@ def _file_bytes(source: bytes | str | os.PathLike | IO[bytes]) -> bytes:
 
 
 def _largest_within(
-    points: list, attempt: Callable[[tuple[int, str]], bytes], limit: int, mend: str
+    points: list, attempt: Callable[[tuple[int, str]], bytes], limit: int, refusal: Callable[[int], str]
 ) -> tuple[int, bytes]:
     """The number of the last point within the limit, and its file, found by bisection: sizes grow along the points,
     nearly."""
@@ -273,7 +284,7 @@ def _largest_within(
         if sizes[-1] <= limit:
             break
     else:
-        raise HybridFlowError(f"the smallest file has {min(sizes)} bytes, over the {limit} allowed: {mend}")
+        raise HybridFlowError(refusal(min(sizes)))
     high = len(points) - 1
     while low < high:
         middle = (low + high + 1) // 2

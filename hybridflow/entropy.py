@@ -138,7 +138,8 @@ class Encoder:
         self.encode_uniform(int(negative), 1)
 
     def encode_uniform(self, value: int, bits: int) -> None:
-        """Append an integer in [0, 2**bits) at exactly ``bits`` bits, in pieces of at most 16, the highest first."""
+        """Append an integer in [0, 2**bits) at exactly ``bits`` bits, in pieces of at most 16, the highest first.
+        Raises ValueError for another."""
         if not 0 <= value < 1 << bits:
             raise ValueError(f"{value} does not fit in {bits} bits")
         for shift, width in _chunks(bits):

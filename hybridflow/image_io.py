@@ -139,7 +139,7 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
     _refuse_size(image.width, image.height, name)  # some formats learn it only now
     if "transparency" in image.info and layout in _KEYS:
         image.info["transparency"] = _KEYS[layout](image.info["transparency"])
-    profile, (black, white) = image.info.get("icc_profile"), _deep_range(image)
+    profile, (black, white) = image.info.get("icc_profile"), _deep_range(image, name)
     image = _upright(image, name)
     if image.mode.startswith("I") or image.mode == "F":
         image, alpha = _deep_to_grey(image, black, white, name)
@@ -169,10 +169,12 @@ def _refuse_size(width: int, height: int, name: str) -> None:
         raise ImageError(f"{name} has {width} x {height} pixels: {_SCALE}")
 
 
-def _deep_range(image: Image.Image) -> tuple[int, int]:
+def _deep_range(image: Image.Image, name: str) -> tuple[int, int]:
     """What black and white are in greyscale of floats (F) or of 16 bits (I, I;16), which Pillow leaves as a TIFF has
     it: of 12 bits, or with white at zero."""
     tags = getattr(image, "tag_v2", {})
+    if image.mode == "I" and tags.get(BITSPERSAMPLE) == (32,):
+        raise ImageError(f"{name} has integers of 32 bits, which have no agreed range: convert it to 8 bits first")
     limit = 1 if image.mode == "F" else 4095 if tags.get(BITSPERSAMPLE) == (12,) else 65535
     return (limit, 0) if tags.get(PHOTOMETRIC_INTERPRETATION) == 0 else (0, limit)
 

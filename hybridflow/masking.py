@@ -19,7 +19,8 @@ def _lattice(h: int, w: int, cell: int, offset: int, device) -> Tensor:
 
 
 def schedule_mask(schedule: str, h: int, w: int, device=None) -> Tensor:
-    """Sent positions (h,w) bool of a uniform schedule: all, one of every 2x2 or 3x3 cell (its centre), or none."""
+    """Sent positions (h,w) bool of a uniform schedule: all, one of every 2x2 or 3x3 cell (its centre), or none. Raises
+    ValueError if there is no such schedule."""
     if schedule == "full":
         return torch.ones(h, w, dtype=torch.bool, device=device)
     if schedule == "none":

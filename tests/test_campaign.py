@@ -212,6 +212,10 @@ def test_a_preset_or_folder_that_does_not_fit_is_refused(tmp_path):
     (tmp_path / "out" / "parts" / "campaign.json").write_text(json.dumps({"preset": "base", "stages": {}}))
     with pytest.raises(TrainingError, match="base"):
         Campaign("tiny", tmp_path / "out", None, None)
+    for damage in ("{", "[]", "3"):
+        (tmp_path / "out" / "parts" / "campaign.json").write_text(damage)
+        with pytest.raises(TrainingError, match="campaign.json is damaged"):
+            Campaign("tiny", tmp_path / "out", None, None)
 
 
 @pytest.mark.parametrize("setting", ["max_minutes=5", "max_steps=null"])

@@ -23,7 +23,7 @@ from hybridflow.checkpoint import (
     save_release,
     split_parts,
 )
-from hybridflow.errors import CheckpointError
+from hybridflow.errors import CheckpointError, HybridFlowError
 from hybridflow.model import HybridFlow
 from hybridflow.training.cli import PARTS
 from hybridflow.weights import checkpoint_file, weights_folder
@@ -86,9 +86,10 @@ def foreign_files(folder):
     save_file({"a": torch.zeros(3)}, folder / "no-preset")
     save_file({"a": torch.zeros(3)}, folder / "other-sizes", {"preset": json.dumps({"depth": 3})})
     save_file({"a": torch.zeros(3)}, folder / "no-json", {"preset": "{"})
-    for sizes in ({"predictor_depth": 10**9}, {"encoder_widths": [10**7] * 3}, {"predictor_dim": 4096}):
+    large = {"predictor_depth": 10**9}, {"encoder_widths": [10**7] * 3}, {"predictor_dim": 4096}
+    for sizes in (*large, {"encoder_depths": [1, 2]}):
         preset = json.dumps(asdict(SMALL) | sizes)
-        save_file({"a": torch.zeros(3)}, folder / f"large-{next(iter(sizes))}", {"preset": preset})
+        save_file({"a": torch.zeros(3)}, folder / f"other-{next(iter(sizes))}", {"preset": preset})
     return [*folder.iterdir(), folder / "absent"]
 
 
@@ -97,6 +98,8 @@ def test_other_files_are_errors_of_one_line(tmp_path):
         with pytest.raises(CheckpointError) as error:
             load_release(path)
         assert str(path) in str(error.value) and "\n" not in str(error.value)
+    with pytest.raises(CheckpointError, match="it is a folder"):
+        load_release(tmp_path)
 
 
 def test_a_release_with_a_missing_or_foreign_tensor(model, tmp_path):
@@ -240,7 +243,10 @@ def test_parts_of_a_run_are_split_and_loaded_from_their_folder(tmp_path):
             assert torch.equal(getattr(target, name).state_dict()[key], expected)
     assert torch.equal(target.pixel_decoder.state_dict()["head.1.0.weight"], before)
     with pytest.raises(CheckpointError, match="no part nonsense"):
-        split_parts(tmp_path / "weights.safetensors", tmp_path / "parts", ["nonsense"])
+        split_parts(tmp_path / "weights.safetensors", tmp_path / "new", ["nonsense"])
+    assert not (tmp_path / "new").exists()
+    with pytest.raises(HybridFlowError, match="cannot write .*choose another place"):
+        split_parts(tmp_path / "weights.safetensors", tmp_path / "weights.safetensors", ["codebook"])
 
 
 def test_equal_weights_make_equal_files(tmp_path):
@@ -274,6 +280,26 @@ def test_a_release_with_a_count_of_zero_is_refused(checkpoint_path, tmp_path):
     save_file(weights, tmp_path / "wrong.safetensors", metadata)
     with pytest.raises(CheckpointError, match="no tables"):
         load_release(tmp_path / "wrong.safetensors")
+
+
+@pytest.mark.parametrize("entries", [slice(None), slice(0, 1)])
+def test_a_release_whose_exponentials_make_no_table_is_refused(entries, checkpoint_path, tmp_path):
+    weights, metadata = read_weights(checkpoint_path)
+    weights["index_prior.exact.exponential"][entries] = 0
+    save_file(weights, tmp_path / "wrong.safetensors", metadata)
+    with pytest.raises(CheckpointError, match="no tables"):
+        load_release(tmp_path / "wrong.safetensors")
+
+
+def test_a_release_that_makes_other_bits_than_it_says_is_refused(checkpoint_path, tmp_path):
+    weights, metadata = read_weights(checkpoint_path)
+    made_by = model_id(load_release(checkpoint_path)[0]).hex()
+    save_file(weights, tmp_path / "a.safetensors", metadata | {"model_id": made_by})
+    load_release(tmp_path / "a.safetensors")
+    weights["continuous.exact.first.weight"].flatten()[7] ^= 1
+    save_file(weights, tmp_path / "a.safetensors", metadata | {"model_id": made_by})
+    with pytest.raises(CheckpointError, match="is damaged, .*: get it again"):
+        load_release(tmp_path / "a.safetensors")
 
 
 def test_parts_whose_names_begin_alike_are_split_apart(tmp_path, monkeypatch):

@@ -382,6 +382,10 @@ def test_nothing_takes_the_place_of_what_it_is_made_of(run, photo, encoded, tmp_
         assert "take its place" in the_error(capsys)
     assert photo.read_bytes() == before and renamed.read_bytes() == encoded.read_bytes()
     picture().save(tmp_path / "other.png")
+    before = (tmp_path / "other.png").read_bytes()
+    assert run("encode", photo, "-o", tmp_path / "other.png", "--force") == 1
+    assert "other.png is the name of a picture" in the_error(capsys)
+    assert (tmp_path / "other.png").read_bytes() == before
     assert run("decode", tmp_path / "other.png") == 1
     assert "not an .hf file" in the_error(capsys)
 
@@ -420,6 +424,7 @@ def test_an_empty_folder(run, tmp_path, capsys):
         ["--device", "abacus"],
         ["--decoder", "perceptual"],
         [""],
+        ["-o", ""],
         ["other.jpg", "-o", "-"],
         ["other.jpg", "-o", "both.hf"],
         ["other.jpg", "-o", "both.png"],

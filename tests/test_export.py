@@ -102,8 +102,9 @@ def test_where_nothing_can_be_written_is_told_before_the_work(every_part, two_sp
     (tmp_path / "file").touch()
     assert main([*arguments, str(tmp_path / "file" / "release")]) == 1
     assert "cannot write" in capsys.readouterr().err
-    assert main([*arguments, str(tmp_path), "--name", "a/b"]) == 1
-    assert "'a/b' is no name of a file: give the folder by --out" in capsys.readouterr().err
+    for name in ("a/b", ".."):
+        assert main([*arguments, str(tmp_path), "--name", name]) == 1
+        assert f"{name!r} is no name of a file: give the folder by --out" in capsys.readouterr().err
 
 
 def test_weights_that_lack_a_part_are_not_released(every_part, two_splits, tmp_path, capsys):

@@ -261,6 +261,13 @@ def test_damaged_images_never_escape_as_other_errors(photo):
                     assert "\n" not in str(error)
 
 
+def deep_tiff():
+    """The bytes of a greyscale TIFF of 32 bits."""
+    buffer = io.BytesIO()
+    Image.fromarray(np.arange(16, dtype=np.int32).reshape(4, 4)).save(buffer, "TIFF")
+    return buffer.getvalue()
+
+
 @pytest.mark.parametrize(
     "source, words",
     [
@@ -279,6 +286,7 @@ def test_damaged_images_never_escape_as_other_errors(photo):
         (torch.zeros(3, 0, 4), "pixels"),
         (Image.fromarray(np.full((4, 4), 7.0, np.float32)), "outside"),
         (Image.fromarray(np.full((4, 4), 70000, np.int32)), "outside"),
+        (deep_tiff(), "32 bits"),
         (None, "NoneType"),
     ],
 )

@@ -190,7 +190,7 @@ def test_runs_are_not_mixed_up(folder, every_part, tmp_path, capsys):
         run("predictor", folder, tmp_path, None, settings, resume=True)
     arguments = ["train", "predictor", "--resume", "--data", str(tmp_path / "none"), "--out", str(tmp_path)]
     assert main(arguments) == 1 and "another stage than predictor" in capsys.readouterr().err  # before photos are read
-    with pytest.raises(TrainingError, match="another preset"):
+    with pytest.raises(TrainingError, match="of preset {.*}: choose it"):
         arguments = TrainConfig(**settings), PhotoSet(folder), tmp_path, None, True, start_processes("cpu")
         Run("correction", "tiny", *arguments)
     path = tmp_path / "state.pt"

@@ -254,12 +254,22 @@ def test_a_broken_image_is_named_and_the_page_is_made_of_the_others(results, pho
     (data / "broken.png").write_bytes(photos[0].read_bytes()[:5000])
     (data / "whole.png").write_bytes(photos[0].read_bytes())
     monkeypatch.setattr(report, "look_at", lambda image, *_: {"name": image.name})
-    monkeypatch.setattr(report, "render", lambda curves, found, *_: str(found))
+    monkeypatch.setattr(report, "render", lambda curves, found, *_: str(found) + "\udcff")
     command = ["--data", str(data), "--results", str(results), "-o", str(tmp_path / "report.html")]
     assert report.main(command) == 1
-    assert (tmp_path / "report.html").read_text() == "[{'name': 'whole.png'}]"
+    assert (tmp_path / "report.html").read_text() == "[{'name': 'whole.png'}]\\udcff"
     errors = capsys.readouterr().err
     assert "broken.png" in errors and "skipped 1 of 2 images" in errors
+
+
+def test_results_that_make_no_page_are_told_before_images_are_coded(results, photos, tmp_path, monkeypatch, capsys):
+    def no_rates_in_common(curves):
+        raise HybridFlowError("no rates in common")
+
+    monkeypatch.setattr(report.claims, "claim_rows", no_rates_in_common)
+    monkeypatch.setattr(report, "look_at", lambda *_: pytest.fail("an image was coded"))
+    command = ["--data", str(photos[0].parent), "--results", str(results), "-o", str(tmp_path / "report.html")]
+    assert report.main(command) == 2 and "no rates in common" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine: apt install chromium")

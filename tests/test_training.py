@@ -574,8 +574,26 @@ def test_a_best_that_was_not_written_is_none(photo_set, init, tmp_path, monkeypa
 def test_a_run_folder_that_is_damaged_is_named(name, content, photo_set, init, tmp_path):
     start("correction", photo_set, tmp_path, init).train()
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(TrainingError, match=f"{name} is damaged.*: go on from its weights.safetensors by --init"):
-        start("correction", photo_set, tmp_path, init, resume=True)
+    for _ in range(2 if name == "config.yaml" else 1):
+        with pytest.raises(TrainingError, match=f"{name} is damaged.*: go on from its weights.safetensors by --init"):
+            start("correction", photo_set, tmp_path, init, resume=True)
+        (tmp_path / name).unlink()
+
+
+def test_weights_whose_state_is_gone_are_not_overwritten(photo_set, init, tmp_path):
+    start("correction", photo_set, tmp_path, init).train()
+    (tmp_path / "state.pt").unlink()
+    with pytest.raises(TrainingError, match="state.pt is gone: take them elsewhere"):
+        start("correction", photo_set, tmp_path, init)
+
+
+def test_a_log_that_is_none_ends_no_run(photo_set, init, tmp_path):
+    start("correction", photo_set, tmp_path, init).train()
+    log = tmp_path / "log.jsonl"
+    good = log.read_bytes()
+    log.write_bytes(good + b"[]\n{}\n\xff\n" + b'{"step": null}\n')
+    start("correction", photo_set, tmp_path, init, resume=True).train()
+    assert log.read_bytes() == good
 
 
 def test_what_does_not_fit_into_memory_is_named(photo_set, init, tmp_path):

@@ -36,7 +36,7 @@ class Campaign:
             at first.
 
     Raises:
-        TrainingError: the parts are of another preset, or `init` holds none.
+        TrainingError: the parts are of another preset, `init` holds none, or `campaign.json` is damaged.
     """
 
     def __init__(self, preset: str, out: Path, init: Path | None, total_minutes: float | None) -> None:
@@ -47,7 +47,7 @@ class Campaign:
             raise TrainingError(f"{init} holds no campaign.json: name the parts/ folder that a campaign left")
         self.ledger: dict[str, Any] = {"preset": preset, "stages": {}}
         if known.exists():
-            self.ledger |= json.loads(known.read_text())
+            self.ledger |= _read_ledger(known)
         if self.ledger["preset"] != preset:
             raise TrainingError(f"{known.parent} is of preset {self.ledger['preset']}: choose it, or another --out")
         minutes, shares = load_plan(preset)
@@ -105,7 +105,7 @@ class Campaign:
             folder = self.out / stage
             resume = (folder / "state.pt").exists()
             init = self.parts if self.ledger["stages"] and not resume else None
-            check_start(stage, config, folder, init, resume, accelerator)
+            check_start(stage, self.preset, config, folder, init, resume, accelerator)
             if read is None and "refit" not in self.ledger["stages"]:
                 held_out_photos(data)  # an error now, and not when it is time to freeze
             if accelerator.is_main_process:
@@ -165,3 +165,11 @@ class Campaign:
             self._put(run.out / "weights.safetensors", [*STAGES[stage].trained, *STAGES[stage].kept])
             self._write_ledger()
         run.accelerator.wait_for_everyone()
+
+
+def _read_ledger(path: Path) -> dict[str, Any]:
+    try:
+        return {**json.loads(path.read_text())}
+    except (ValueError, TypeError):
+        mend = "put a whole copy there, or go on from the parts beside it by `hybridflow train --init`"
+        raise TrainingError(f"{path} is damaged: {mend}") from None

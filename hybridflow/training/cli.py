@@ -50,7 +50,7 @@ def _add_train(subparsers) -> None:
     _add_data(parser)
     parser.add_argument("--out", type=Path, required=True, help="run folder: state, weights, log")
     parser.add_argument("--init", type=Path, help="safetensors, or a folder of them, whose parts to start from")
-    parser.add_argument("--resume", action="store_true", help="go on from OUT/state.pt, as OUT/config.yaml says")
+    parser.add_argument("--resume", action="store_true", help="go on from OUT/state.pt, by OUT/config.yaml's settings")
     parser.add_argument("--max-minutes", type=float, help="clock of the stage; alone it sets the pace too")
     parser.add_argument("--max-steps", type=int, help="steps of the stage")
     _add_device_and_settings(parser)
@@ -198,12 +198,12 @@ def _train(args: argparse.Namespace) -> int:
         settings = ["max_steps=null", *settings, f"max_minutes={args.max_minutes}"]
     if args.max_steps is not None:
         settings.append(f"max_steps={args.max_steps}")
-    check_folder(args.out, args.stage, args.resume)
+    check_folder(args.out, args.stage, args.preset, args.resume)
     if args.init is not None and not args.init.exists():
         raise TrainingError(f"there is no {args.init}: name by --init what the stages before it left")
     config = load_config(args.stage, args.preset, settings, args.out / "config.yaml" if args.resume else None)
     accelerator = start_processes(args.device)
-    check_start(args.stage, config, args.out, args.init, args.resume, accelerator)
+    check_start(args.stage, args.preset, config, args.out, args.init, args.resume, accelerator)
     photos = open_photos(args.data, config, accelerator.device)
     validation = validation_crops(args.data, config.validation_crops, config.crop)
     run = Run(args.stage, args.preset, config, photos, args.out, args.init, args.resume, accelerator, validation)

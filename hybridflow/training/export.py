@@ -98,7 +98,7 @@ def export(
             name is that of a folder.
         HybridFlowError: a file exists and force is not set, or nothing can be written there.
     """
-    if Path(name).name != name:
+    if Path(name).name != name or name == "..":
         raise TrainingError(f"{name!r} is no name of a file: give the folder by --out")
     model = HybridFlow(preset)
     model.add_perceptual()

@@ -30,7 +30,7 @@ class Journal:
 
     def __init__(self, out: Path, step: int, total: int | None, batch: int) -> None:
         self.path = out / "log.jsonl"
-        lines = self.path.read_text().splitlines(keepends=True) if self.path.exists() else []
+        lines = self.path.read_text(errors="replace").splitlines(keepends=True) if self.path.exists() else []
         kept = [line for line in lines if line.endswith("\n") and _step_of(line) <= step]
         replace_atomically(self.path, lambda path: path.write_text("".join(kept)))
         self.board = needed("torch.utils.tensorboard").SummaryWriter(out / "tensorboard", purge_step=step + 1)
@@ -66,8 +66,8 @@ class Journal:
 
 
 def _step_of(line: str) -> float:
-    """Of a line of the log; infinity if a full disk left half of one in it."""
+    """Of a line of the log; infinity if it is none, as a full disk leaves half of one in it."""
     try:
-        return json.loads(line)["step"]
-    except ValueError:
+        return float(json.loads(line)["step"])
+    except (ValueError, TypeError, KeyError):
         return math.inf

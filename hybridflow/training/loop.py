@@ -102,7 +102,7 @@ class Run:
         self.config, self.photos, self.out, self.accelerator = config, photos, out, accelerator
         self.device = accelerator.device
         self.validation = None if validation is None else validation.to(self.device)
-        check_start(stage, config, out, init, resume, accelerator)
+        check_start(stage, preset, config, out, init, resume, accelerator)
         self.share = config.batch // (config.accumulate * accelerator.num_processes)
         torch.manual_seed(config.seed)
         model = HybridFlow(preset)
@@ -130,8 +130,7 @@ class Run:
             out.mkdir(parents=True, exist_ok=True)
             for left in out.glob(".*.partial"):  # of a save that a kill cut short
                 left.unlink(missing_ok=True)
-            sizes = preset if isinstance(preset, str) else json.loads(json.dumps(asdict(preset)))
-            record = {"stage": stage, "preset": sizes} | asdict(config)
+            record = {"stage": stage, "preset": _recorded(preset)} | asdict(config)
             text = yaml.safe_dump(record, sort_keys=False)
             replace_atomically(out / "config.yaml", lambda path: path.write_text(text))
         if config.compile:
@@ -390,8 +389,8 @@ class Run:
         try:
             self.stage.load_state_dict(state["stage"])
         except RuntimeError:
-            mend = "resume with its own, which stand in its config.yaml, or name another folder by --out"
-            raise TrainingError(f"{self.out} holds a run of another preset or adversarial_weight: {mend}") from None
+            mend = "resume with its own, which stands in its config.yaml, or name another folder by --out"
+            raise TrainingError(f"{self.out} holds a run of another adversarial_weight: {mend}") from None
         self.average = {name: value.to(self.device) for name, value in state["average"].items()}
         for turn, found in self.optimisers.items():
             for optimiser, saved in zip(found, state["optimisers"][turn]):
@@ -401,7 +400,13 @@ class Run:
 
 
 def check_start(
-    stage: str, config: TrainConfig, out: Path, init: Path | None, resume: bool, accelerator: Any
+    stage: str,
+    preset: str | Preset,
+    config: TrainConfig,
+    out: Path,
+    init: Path | None,
+    resume: bool,
+    accelerator: Any,
 ) -> None:
     """Refuse a run of these arguments of `Run` that cannot start; call it before photos are read.
 
@@ -415,7 +420,7 @@ def check_start(
     if config.batch % parts:
         what = f"{accelerator.num_processes} processes x accumulate={config.accumulate}"
         raise TrainingError(f"batch={config.batch} cannot be split over {what}: choose a multiple")
-    check_folder(out, stage, resume)
+    check_folder(out, stage, preset, resume)
     if accelerator.is_main_process:  # which alone writes
         require_writable(out)
     there = held_parts(init) if init is not None else set()
@@ -423,8 +428,8 @@ def check_start(
         raise TrainingError(f"{stage} needs {', '.join(missing)}: name by --init what the stages before it left")
 
 
-def check_folder(out: Path, stage: str, resume: bool) -> None:
-    """Raise TrainingError if a run folder holds another run, or none of this stage to resume."""
+def check_folder(out: Path, stage: str, preset: str | Preset, resume: bool) -> None:
+    """Raise TrainingError if a run folder holds another run, or none of this stage and preset to resume."""
     try:
         os.fsencode(out).decode()  # TensorBoard wants it so
     except UnicodeDecodeError:
@@ -432,17 +437,32 @@ def check_folder(out: Path, stage: str, resume: bool) -> None:
     there = (out / "state.pt").exists()
     if there and not resume:
         raise TrainingError(f"{out} holds a run: go on with it by --resume, or name another folder by --out")
+    if not there and not resume and (out / "weights.safetensors").exists():
+        mend = "take them elsewhere, or name another folder by --out"
+        raise TrainingError(f"{out} holds the weights of a run whose state.pt is gone: {mend}")
     if resume and not there:
         raise TrainingError(f"{out} holds no run to resume: leave --resume out, or name its folder by --out")
-    if resume and _stage_of(out) != stage:
+    if not resume:
+        return
+    stage_there, preset_there = _run_of(out)
+    if stage_there != stage:
         raise TrainingError(f"{out} holds a run of another stage than {stage}: name another folder by --out")
+    if preset_there != _recorded(preset):
+        raise TrainingError(f"{out} holds a run of preset {preset_there}: choose it, or name another folder by --out")
 
 
-def _stage_of(out: Path) -> str:
+def _recorded(preset: str | Preset) -> str | dict:
+    """A preset as `config.yaml` has it."""
+    return preset if isinstance(preset, str) else json.loads(json.dumps(asdict(preset)))
+
+
+def _run_of(out: Path) -> tuple[str, str | dict]:
+    """Stage and preset of a run's folder."""
     try:
-        return yaml.safe_load((out / "config.yaml").read_text())["stage"]
-    except (ValueError, KeyError, TypeError, yaml.YAMLError):
-        raise TrainingError(f"{out}/config.yaml is damaged: {_ANOTHER_FOLDER}") from None
+        record = yaml.safe_load((out / "config.yaml").read_text())
+        return record["stage"], record["preset"]
+    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
+        raise TrainingError(f"{out}/config.yaml is damaged or gone: {_ANOTHER_FOLDER}") from None
 
 
 @contextmanager
