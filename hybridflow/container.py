@@ -25,7 +25,8 @@ QUALITIES = 64
 MAX_PIXELS = 2**26
 """Of the largest image that is encoded or decoded, its sides rounded up to multiples of 64: so much is worked on."""
 
-_FAMILY = 0x80
+_FAMILY = range(0x80, 0xC0)
+"""The second byte of a file of any version, 0 to 7: none that follows an H in a text in UTF-8."""
 _ID_BYTES = 3
 _SIDE_BITS = (8, 12, 16, 32)
 _CRC_BYTES = 4
@@ -67,7 +68,7 @@ class Header:
         side = next(i for i, bits in enumerate(_SIDE_BITS) if max(self.width, self.height) <= 1 << bits)
         sides = (self.width - 1 << _SIDE_BITS[side]) + self.height - 1
         return (
-            bytes([ord("H"), _FAMILY + 8 * VERSION + _schedules().index(self.schedule)])
+            bytes([ord("H"), _FAMILY.start + 8 * VERSION + _schedules().index(self.schedule)])
             + self.model_id
             + bytes([QUALITIES * side + self.quality])
             + sides.to_bytes(_SIDE_BITS[side] // 4, "big")
@@ -100,7 +101,7 @@ def unpack(data: bytes, *, check: bool = True) -> tuple[Header, bytes]:
         raise FormatError("this is not an .hf file: give one that `hybridflow encode` wrote")
     if len(data) < 2:
         raise FormatError(_CUT)
-    version = (data[1] - _FAMILY) // 8
+    version = (data[1] - _FAMILY.start) // 8
     if version != VERSION:
         mend = "update hybridflow" if version > VERSION else "decode it with the release that wrote it"
         raise FormatError(f"the file has format version {version}, this program reads {VERSION}: {mend}")
@@ -122,7 +123,7 @@ def too_large(width: int, height: int) -> bool:
 
 def looks_like_file(data: bytes) -> bool:
     """Whether bytes start as an `.hf` file of any version does, as far as they go."""
-    return data[:1] == b"H" and (len(data) < 2 or data[1] >= _FAMILY)
+    return data[:1] == b"H" and (len(data) < 2 or data[1] in _FAMILY)
 
 
 def checksum16(data: bytes) -> int:

@@ -121,3 +121,9 @@ def test_a_file_of_an_older_version_wants_an_older_release():
     for version, words in ((2, "release that wrote it"), (0, "release that wrote it"), (4, "update hybridflow")):
         with pytest.raises(FormatError, match=words):
             unpack(bytes([data[0], 0x80 + 8 * version]) + data[2:])
+
+
+@pytest.mark.parametrize("text", ["Hé là", "Hôtel", "H\u20ac", "Hey"])
+def test_a_text_is_no_file_of_a_newer_version(text):
+    with pytest.raises(FormatError, match="not an .hf file"):
+        unpack(text.encode())
