@@ -155,9 +155,9 @@ class Codec:
         def attempt(point: tuple[int, str], effort: int = 0) -> bytes:
             return self._write(analysed, picture.size, *point, effort)
 
-        pixels, allowed = picture.width * picture.height, f"{max_bytes} bytes"
+        pixels = picture.width * picture.height
         if bpp is not None:
-            bits, allowed = min(bpp * pixels, sys.maxsize), f"{bpp:g} bpp"
+            bits = min(bpp * pixels, sys.maxsize)
             max_bytes = int(bits / 8 + 1e-6)  # what a file has is not over its own rate, whatever floats make of it
         if max_bytes is None:
             quality = 31 if quality is None else int(quality)
@@ -169,6 +169,7 @@ class Codec:
 
         def refusal(smallest: int) -> str:
             rate = f"{smallest} bytes, {8 * smallest / pixels:.4g} bpp"
+            allowed = f"{max_bytes} bytes" if bpp is None else f"{bpp:g} bpp"
             return f"the smallest file has {rate}, over the {allowed} allowed: {mend}"
 
         number, data = _largest_within(points, attempt, max_bytes, refusal)

@@ -261,13 +261,6 @@ def test_damaged_images_never_escape_as_other_errors(photo):
                     assert "\n" not in str(error)
 
 
-def deep_tiff():
-    """The bytes of a greyscale TIFF of 32 bits."""
-    buffer = io.BytesIO()
-    Image.fromarray(np.arange(16, dtype=np.int32).reshape(4, 4)).save(buffer, "TIFF")
-    return buffer.getvalue()
-
-
 @pytest.mark.parametrize(
     "source, words",
     [
@@ -286,7 +279,7 @@ def deep_tiff():
         (torch.zeros(3, 0, 4), "pixels"),
         (Image.fromarray(np.full((4, 4), 7.0, np.float32)), "outside"),
         (Image.fromarray(np.full((4, 4), 70000, np.int32)), "outside"),
-        (deep_tiff(), "32 bits"),
+        (file_bytes(Image.fromarray(np.full((4, 4), 7, np.int32)), "TIFF"), "32 bits"),
         (None, "NoneType"),
     ],
 )

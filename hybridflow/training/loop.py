@@ -435,15 +435,15 @@ def check_folder(out: Path, stage: str, preset: str | Preset, resume: bool) -> N
     except UnicodeDecodeError:
         raise TrainingError(f"{os.fsencode(out)!r} is no name in UTF-8: name another folder by --out") from None
     there = (out / "state.pt").exists()
-    if there and not resume:
-        raise TrainingError(f"{out} holds a run: go on with it by --resume, or name another folder by --out")
-    if not there and not resume and (out / "weights.safetensors").exists():
-        mend = "take them elsewhere, or name another folder by --out"
-        raise TrainingError(f"{out} holds the weights of a run whose state.pt is gone: {mend}")
-    if resume and not there:
-        raise TrainingError(f"{out} holds no run to resume: leave --resume out, or name its folder by --out")
     if not resume:
+        if there:
+            raise TrainingError(f"{out} holds a run: go on with it by --resume, or name another folder by --out")
+        if (out / "weights.safetensors").exists():
+            mend = "take them elsewhere, or name another folder by --out"
+            raise TrainingError(f"{out} holds the weights of a run whose state.pt is gone: {mend}")
         return
+    if not there:
+        raise TrainingError(f"{out} holds no run to resume: leave --resume out, or name its folder by --out")
     stage_there, preset_there = _run_of(out)
     if stage_there != stage:
         raise TrainingError(f"{out} holds a run of another stage than {stage}: name another folder by --out")
