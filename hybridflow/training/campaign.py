@@ -11,11 +11,11 @@ from typing import Any
 from hybridflow.checkpoint import split_parts
 from hybridflow.distributed import agreed
 from hybridflow.errors import TrainingError
+from hybridflow.saving import replace_atomically
 from hybridflow.training.config import load_config, load_plan
 from hybridflow.training.data import validation_crops
 from hybridflow.training.freeze import freeze_weights, held_out_photos
 from hybridflow.training.loop import Run, check_start, start_processes
-from hybridflow.saving import replace_atomically
 from hybridflow.training.stages import STAGES
 from hybridflow.training.streaming import open_photos
 

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from hybridflow.training.extra import needed
 from hybridflow.saving import replace_atomically
+from hybridflow.training.extra import needed
 
 PICTURES = 8
 

@@ -26,12 +26,12 @@ from hybridflow.draws import Draws
 from hybridflow.errors import TrainingError
 from hybridflow.model import HybridFlow, Preset
 from hybridflow.precision import autocast, require_device
+from hybridflow.saving import replace_atomically, require_writable
 from hybridflow.training.config import TrainConfig
 from hybridflow.training.data import PhotoSet
 from hybridflow.training.extra import needed
 from hybridflow.training.journal import Journal
 from hybridflow.training.optimiser import hidden_weights, optimisers
-from hybridflow.saving import replace_atomically, require_writable
 from hybridflow.training.stages import STAGES
 from hybridflow.training.validation import validate
 
