@@ -398,8 +398,8 @@ def _add_encode(commands) -> None:
         type=_schedule,
         metavar="S",
         help="which codebook indices are sent, the rest being predicted: full, 1_4 (one of four), 1_9, none, or "
-        "dynamic (chosen region by region by trying the others: ten times as long or more, and 0.4 GB a megapixel); "
-        "by default what the model does best with at that quality",
+        "dynamic (chosen region by region by trying the others: ten times as long or more); by default what the model "
+        "does best with at that quality",
     )
     parser.add_argument(
         "--effort",

@@ -33,7 +33,7 @@ from hybridflow.predictor import Predictor
 from hybridflow.probability import MEAN_STEPS
 from hybridflow.refinement import refine
 from hybridflow.stream_coding import code_check, code_indices, code_sent, code_y, code_z
-from hybridflow.tiling import decode_tiled, encode_tiled
+from hybridflow.tiling import compare_tiled, decode_tiled, encode_tiled
 
 
 @dataclass(frozen=True)
@@ -423,11 +423,12 @@ class HybridFlow(CompressionModel):
         indices = torch.from_numpy(analysed.indices)[None].to(device)
         y_hat = self.y_hat(y, quality)
         gained = torch.from_numpy(y)[None].to(device).float() / MEAN_STEPS
-        lpips = spatial_lpips(device)
+        compare = partial(error_map, lpips=spatial_lpips(device))
         errors, index_bits = [], []
         for schedule in UNIFORM_SCHEDULES:
             sent = schedule_mask(schedule, *indices.shape[1:], device)[None]
-            errors.append(error_map(analysed.image, self.decode_pixels(indices, sent, y_hat).clamp(0, 1), lpips))
+            decoded = self.decode_pixels(indices, sent, y_hat).clamp(0, 1)
+            errors.append(compare_tiled(compare, analysed.image, decoded))
             index_bits.append(-self.index_likelihoods(indices, sent, gained, quality).log2())
         weight = float(rate_weight(quality))
         return choose_regions(torch.cat(errors), torch.cat(index_bits), weight)

@@ -69,6 +69,16 @@ def decode_tiled(decode: Callable[..., Tensor], *latents: Tensor) -> Tensor:
     return _joined(parts, STRIDE * h, STRIDE * w)
 
 
+def compare_tiled(compare: Callable[..., Tensor], *images: Tensor) -> Tensor:
+    """compare(*images), where every image is (B,3,16h,16w) and the result (B,1,16h,16w), likewise."""
+    height, width = images[0].shape[-2:]
+    parts = []
+    for tile in tiles(height // STRIDE, width // STRIDE):
+        window, core, part = map(pixels_of, tile)
+        parts.append((compare(*(image[(..., *window)] for image in images))[(..., *core)], part))
+    return _joined(parts, height, width)
+
+
 def _joined(parts: list[tuple[Tensor, Window]], height: int, width: int) -> Tensor:
     """Parts (B,C,...) and where they belong in a map of height x width -> the map."""
     first = parts[0][0]

@@ -3,8 +3,12 @@
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
+from PIL import Image
 
+from hybridflow import model, tiling
 from hybridflow.dynamic_masking import choose_regions, error_map, spatial_lpips
+from hybridflow.image_io import image_to_tensor
 from hybridflow.losses import pixel_errors
 from hybridflow.masking import REGION, region_grid
 from hybridflow.region_prior import RegionPrior
@@ -89,6 +93,35 @@ def test_error_maps_are_pixel_errors_and_lpips_of_images_in_minus_one_to_one():
     narrow = [image[..., :16, :] for image in (x, x_hat)]
     wide = [torch.cat([image, image[..., -1:, :].expand(1, 3, 16, 64)], 2) for image in narrow]
     torch.testing.assert_close(error_map(*narrow, lpips), error_map(*wide, lpips)[..., :16, :])
+
+
+def crop(photos, width, height):
+    with Image.open(photos[0]) as image:
+        return image.convert("RGB").crop((0, 0, width, height))
+
+
+@torch.inference_mode()
+def test_regions_err_by_tiles_as_they_do_by_the_whole(lpips, photos, monkeypatch):
+    """But for AlexNet's strides, which leave maps that are stretched to the image's size by a few pixels."""
+    monkeypatch.setattr(tiling, "TILE", 16)
+    x = image_to_tensor(crop(photos, 768, 480))
+    x_hat = F.avg_pool2d(x, 9, 1, 4, count_include_pad=False)
+    whole = F.avg_pool2d(error_map(x, x_hat, lpips), 96)
+    tiled = F.avg_pool2d(tiling.compare_tiled(lambda *images: error_map(*images, lpips), x, x_hat), 96)
+    torch.testing.assert_close(tiled, whole, rtol=0.03, atol=0)
+
+
+def test_large_images_are_tried_tile_by_tile(codec, photos, monkeypatch):
+    sizes = []
+
+    def noted(x, x_hat, lpips):
+        sizes.append(x.shape[-2:])
+        return error_map(x, x_hat, lpips)
+
+    monkeypatch.setattr(tiling, "TILE", 8)
+    monkeypatch.setattr(model, "error_map", noted)
+    codec.encode(crop(photos, 640, 128), quality=31, schedule="dynamic")
+    assert len(sizes) == 4 * 5 and all(max(size) <= 16 * (8 + 2 * tiling.HALO) for size in sizes)
 
 
 def test_small_images_may_spend_96_bits_on_their_schedules():
