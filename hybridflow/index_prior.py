@@ -3,13 +3,14 @@
 import torch
 from torch import Tensor, nn
 
-from hybridflow.exact import KNOWN_REACH, LOGIT_STEPS, IntegerIndexPrior
+from hybridflow.entropy import PRECISION
+from hybridflow.exact import KNOWN_REACH, IntegerIndexPrior
 from hybridflow.layers import conv1x1, conv3x3
 from hybridflow.probability import INDEX_STEPS, MEAN_STEPS, QualityTable
 
 
 class IndexPrior(nn.Module):
-    """y^ and the indices already decoded -> logits of the sent indices of the next step.
+    """y^ and the indices already decoded -> probabilities of the sent indices of the next step.
 
     Attributes:
         exact: its frozen integers, which coders read; estimates in eval mode do too, once it is frozen.
@@ -38,16 +39,19 @@ class IndexPrior(nn.Module):
             return self.exact.features((y * MEAN_STEPS).round().long(), quality)
         return self.latent(y) + self.quality(quality)[..., None, None]
 
-    def logits(self, features: Tensor, indices: Tensor, known: Tensor, step: int, places: Tensor) -> Tensor:
-        """Logits (B,n,K) of some positions, the same of every image.
+    def probabilities(self, features: Tensor, indices: Tensor, known: Tensor, step: int, places: Tensor) -> Tensor:
+        """Probabilities (B,n,K) of the indices at some positions, the same of every image; once frozen, what the coder
+        takes them for, which is never under its smallest count.
 
         Args:
             indices: (B,h,w) int64, read only where `known` (B,h,w) bool.
             places: (n,) int64, counted in raster order.
         """
         if self.reads_exact:
-            return self.exact.logits(features, indices, known, step, places).float() / LOGIT_STEPS
+            logits = self.exact.logits(features, indices, known, step, places)
+            counts = torch.from_numpy(self.exact.counts(logits.flatten(0, 1))).to(logits.device)
+            return counts.view_as(logits) / 2**PRECISION
         embedded = self.embedding(indices * known) * known[..., None].to(features.dtype)
         hidden = features + self.known(embedded.permute(0, 3, 1, 2))
         hidden = hidden.flatten(2).index_select(2, places).mT + self.step[step]
-        return self.out(hidden.flatten(0, 1)).unflatten(0, hidden.shape[:2])
+        return self.out(hidden.flatten(0, 1)).unflatten(0, hidden.shape[:2]).float().softmax(2)

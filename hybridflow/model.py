@@ -225,9 +225,8 @@ class HybridFlow(CompressionModel):
         steps, true = coding_steps(h, w, indices.device), indices.flatten(1)[..., None]
         likelihoods = torch.ones(true.shape, device=true.device)
         for step, places in enumerate(step_places(h, w, indices.device)):
-            logits = self.index_prior.logits(features, indices, sent & (steps < step), step, places)
-            probabilities = logits.float().softmax(2).gather(2, true.index_select(1, places))
-            likelihoods = likelihoods.index_copy(1, places, probabilities)
+            probabilities = self.index_prior.probabilities(features, indices, sent & (steps < step), step, places)
+            likelihoods = likelihoods.index_copy(1, places, probabilities.gather(2, true.index_select(1, places)))
         return likelihoods.view_as(indices).where(sent, 1)
 
     def forward(

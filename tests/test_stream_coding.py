@@ -5,7 +5,7 @@ import pytest
 import torch
 from conftest import SMALL, random_model
 
-from hybridflow.entropy import Decoder, Encoder
+from hybridflow.entropy import PRECISION, Decoder, Encoder
 from hybridflow.errors import FormatError
 from hybridflow.masking import SCHEDULES, UNIFORM_SCHEDULES, coding_steps, region_grid, region_mask, step_places
 from hybridflow.model import HybridFlow
@@ -114,6 +114,19 @@ def test_the_estimate_agrees_with_the_bytes(model, probability, schedule, qualit
     likelihoods = model(x, quality, schedule)["likelihoods"].values()
     estimate = 2 + sum(float(-likelihood.double().log2().sum()) for likelihood in likelihoods) / 8
     assert abs(len(stream) - estimate) < 2
+
+
+@torch.inference_mode()
+def test_indices_that_the_prior_takes_for_impossible_are_estimated_as_they_are_coded():
+    """At one count of a table, whatever the logits: at no more than 20 bits."""
+    model = random_model(0).eval()
+    bias = model.index_prior.exact.out.bias
+    bias.fill_(-(2**31))[0, 0] = 2**31 - 1  # index 0 is ahead by 32 nats, which are 46 bits
+    x = picture(256, 192)
+    analysed, likelihoods = model.analyse(x), model(x, 31, "full")["likelihoods"]["indices"]
+    assert likelihoods.min() == 2**-PRECISION and (likelihoods == likelihoods.min()).float().mean() > 0.5
+    sizes = [len(model.write(analysed, 31, schedule, HEADER, model.probability())[0]) for schedule in ("full", "none")]
+    assert sizes[0] - sizes[1] == pytest.approx(float(-likelihoods.log2().sum()) / 8, rel=0.006)
 
 
 def test_y_is_rounded_to_within_half_a_step(model, probability):
