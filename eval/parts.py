@@ -31,9 +31,10 @@ from eval.equal_rates import at_rate, common_rates
 from eval.photo import Photo, read_ablations
 from eval.study import Rows
 from hybridflow.container import QUALITIES
-from hybridflow.errors import CheckpointError
+from hybridflow.errors import CheckpointError, ImageError
 from hybridflow.losses import masked_cross_entropy
 from hybridflow.masking import SCHEDULES, UNIFORM_SCHEDULES, schedule_mask
+from hybridflow.tiling import STRIDE
 
 USUAL = (31, "1_4")
 """Quality and schedule at which parts are switched off."""
@@ -260,6 +261,8 @@ def main(argv: list[str] | None = None) -> int:
         if getattr(ablations, name) is None:
             raise CheckpointError(f"{baselines}: holds no {name}: name by --ablations the file that export wrote")
     photos, listed = study.open_photos(args.data, codec, ablations)
+    if all(photo.indices.numel() == 1 for photo in photos):
+        raise ImageError(f"{args.data}: no image is over {STRIDE} pixels wide or high: give a folder of photos")
     study.publish(args.output, photos, measure_parts(photos, args.qualities), point="{}:{}".format(*USUAL))
     return command.exit_code(listed, len(photos))
 

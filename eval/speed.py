@@ -12,6 +12,7 @@ threads. CompressAI's codecs run in the same process, at quality 1, with random 
 trained ones do, their entropy coders less, as they have little to code.
 """
 
+import argparse
 import json
 import math
 import statistics
@@ -35,6 +36,7 @@ from eval.tables import aligned, cells_of
 from hybridflow.checkpoint import released
 from hybridflow.cli import positive, quality
 from hybridflow.codec import Codec
+from hybridflow.container import MAX_PIXELS
 from hybridflow.image_io import image_to_tensor, read_image
 from hybridflow.model import PRESETS, HybridFlow
 from hybridflow.training.freeze import freeze
@@ -173,6 +175,14 @@ def by_size(
     return rows
 
 
+def megapixels(text: str) -> float:
+    """An argument's type: the size of an image that can be encoded."""
+    size = positive(float)(text)
+    if 1e6 * size > MAX_PIXELS:
+        raise argparse.ArgumentTypeError(f"{text} megapixels are too many to encode: give {MAX_PIXELS // 10**6} at most")
+    return size
+
+
 def tiled(image: Image.Image, width: int, height: int) -> Image.Image:
     """The image repeated to this size: detail stays that of a photo."""
     whole = Image.new("RGB", (width, height))
@@ -257,7 +267,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--repeats", type=positive(int), default=5, metavar="N", help="take the median (%(default)s)")
     parser.add_argument("--threads", type=positive(int), nargs="+", default=[2], metavar="N", help="CPU threads (2)")
     parser.add_argument(
-        "--megapixels", type=positive(float), nargs="+", default=[], metavar="MP", help="also of photos of such sizes"
+        "--megapixels", type=megapixels, nargs="+", default=[], metavar="MP", help="also of photos of such sizes"
     )
     parser.add_argument("--against", nargs="+", choices=PEERS, default=[], help="also CompressAI's codecs")
     command.add_device(parser)

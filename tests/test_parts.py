@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import save_crops
+from PIL import Image
 from safetensors.torch import save_file
 
 import hybridflow
@@ -281,6 +282,17 @@ def test_baselines_of_another_model_or_without_a_part_are_refused(
     assert main(command) == 2 and "is for model 000000" in capsys.readouterr().err
     save_file({key: value for key, value in whole.items() if not key.startswith("blind_predictor")}, weights)
     assert main(command) == 2 and "holds no blind_predictor" in capsys.readouterr().err
+    assert not output.exists()
+
+
+def test_images_of_one_index_each_are_refused(codec, ablations, tmp_path, monkeypatch, capsys):
+    """Of them nothing is masked."""
+    monkeypatch.setattr(hybridflow, "load", lambda *_, **__: codec)
+    Image.new("RGB", (16, 5)).save(tmp_path / "small.png")
+    save_file(ablations.state_dict(), tmp_path / "ablation.safetensors")
+    output = tmp_path / "parts.json"
+    command = ["--data", str(tmp_path), "--ablations", str(tmp_path / "ablation.safetensors"), "-o", str(output)]
+    assert main(command) == 2 and "give a folder of photos" in capsys.readouterr().err
     assert not output.exists()
 
 

@@ -117,6 +117,12 @@ def test_codecs_are_compared_at_every_number_of_threads(codec, photos, one_threa
     ]
 
 
+def test_a_size_over_the_limit_is_refused_before_the_work(capsys):
+    with pytest.raises(SystemExit):
+        main(["--random", "tiny", "--megapixels", "0.1", "1e9"])
+    assert "1e9 megapixels are too many" in capsys.readouterr().err
+
+
 def test_the_command_measures_random_weights(codec, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(speeds, "PRESETS", {"small": codec.model.preset})
     monkeypatch.setattr(speeds, "HybridFlow", lambda preset: HybridFlow(speeds.PRESETS[preset]))
