@@ -4,6 +4,7 @@ import pytest
 import torch
 from conftest import SMALL, random_model, spread_out
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from hybridflow.checkpoint import load_parts, model_id
 from hybridflow.cli import main
@@ -12,7 +13,7 @@ from hybridflow.exact import ACTIVATION_MAX, SHIFT, IntegerConv, IntegerNetwork
 from hybridflow.model import HybridFlow
 from hybridflow.training.config import TrainConfig
 from hybridflow.training.data import PhotoSet
-from hybridflow.training.freeze import PASSES, _quantise, _step, freeze, freeze_weights
+from hybridflow.training.freeze import PASSES, _moments, _quantise, _step, freeze, freeze_weights
 from hybridflow.training.loop import Run, start_processes
 
 
@@ -92,12 +93,40 @@ def test_layers_are_quantised_to_the_nearest_integers_and_saturate():
     generator = torch.Generator().manual_seed(0)
     weight, bias = torch.randn(4, 6, generator=generator).double(), torch.tensor([[-1.5, 0.25, 1e9, -1e9]]).double()
     weight[3], out = 0, torch.tensor([1, 2, 0.5, 1]).double()
-    _quantise(layer, weight, bias, units, out)
+    _quantise(layer, weight, bias, units, out, torch.eye(6).double())
     steps = layer.multiplier[:, None] / 2**SHIFT * out[:, None] / units
     assert ((layer.weight * steps - weight).abs() <= 0.51 * steps).all()
     assert layer.weight[:3].abs().amax(1).tolist() == [127] * 3 and layer.multiplier.min() >= 1
     assert layer.bias[0, :2].tolist() == [round(-1.5 * 2**SHIFT), round(0.125 * 2**SHIFT)]
     assert layer.bias[0, 2:].tolist() == [2**31 - 1, -(2**31)]
+
+
+def test_weights_make_good_each_others_rounding_where_inputs_go_together():
+    generator = torch.Generator().manual_seed(0)
+    weight, mixture = (torch.randn(*shape, generator=generator).double() for shape in ((20, 48), (48, 6)))
+    inputs = 40 * mixture @ torch.randn(6, 1000, generator=generator).double()
+    layer = IntegerConv(48, 20)
+    _quantise(layer, weight, torch.zeros(1, 20), 1, 1, inputs @ inputs.T / 1000)
+    scale = layer.multiplier[:, None] / 2**SHIFT
+    nearest = (weight / scale).round() * scale
+
+    def error(rounded):
+        return float(((rounded - weight) @ inputs).square().mean())
+
+    assert error(layer.weight * scale) < 0.1 * error(nearest)
+    assert ((layer.weight * scale - weight).abs() <= 3 * scale).all()
+
+
+@pytest.mark.parametrize("layer", [nn.Conv2d(3, 5, 3, padding=1), nn.Conv2d(3, 5, 1), nn.Linear(3, 5)])
+def test_moments_are_of_what_weights_are_multiplied_by(layer):
+    nn.init.zeros_(layer.bias)
+    shape = (7, 3) if isinstance(layer, nn.Linear) else (3, 6, 7)
+    batches = torch.randn(2, 4, *shape, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad(), _moments(layer) as moments:
+        given = torch.cat([layer(batch) for batch in batches]).movedim(1 if len(shape) == 3 else -1, 0).flatten(1)
+    weight, expected = layer.weight.detach().double().flatten(1), (given @ given.T / given.shape[1]).double()
+    assert torch.allclose(weight @ moments[0] @ weight.T, expected, rtol=1e-4, atol=1e-5)
+    assert not layer._forward_pre_hooks
 
 
 def test_a_write_cut_short_leaves_what_was_frozen_before(two_splits, every_part, tmp_path, monkeypatch):

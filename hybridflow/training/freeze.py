@@ -3,7 +3,8 @@
 After training and without gradients: int8 weights with a scale an output channel (Krishnamoorthi, arXiv 1806.08342,
 section 3), 7-bit activations whose ranges are measured on photos at all qualities. A ReLU network takes a
 range for every channel: what that multiplies a channel by, the next layer's weights divide out (Nagel et al., ICCV
-2019, section 4.1).
+2019, section 4.1). Weights are rounded one input after the other, those yet to come making good, on the same photos,
+what rounding did (GPTQ, Frantar et al., ICLR 2023, section 3).
 """
 
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from copy import deepcopy
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hybridflow.ablation import Ablations
@@ -34,6 +36,8 @@ PASSES = 3
 BATCH = 8
 WEIGHT_MAX = 127
 EXPONENTIAL_BITS = 30
+DAMPING = 0.01
+"""Share of the inputs' mean square that is added to each one's own, as photos not seen here have other inputs."""
 CLIPS = torch.linspace(0.3, 1.3, 21)
 """Multiples of a channel's largest activation that are tried as its range; above 1 for photos not seen here."""
 _TINY = 1e-9
@@ -91,45 +95,58 @@ def freeze_weights(weights: Path, preset: str, out: Path, photos: PhotoSet) -> N
 def _freeze_latent_model(codec: ContinuousCodec, batches: list[tuple[Tensor, Tensor]]) -> None:
     hyper, context, exact = codec.hyper_synthesis, codec.context, codec.exact
     synthesis = hyper.middle[0], hyper.middle[3], hyper.middle[5]
-    with _units(*synthesis, *context.body[::2], *codec.hyper_prior.body[::2]) as units:
+    layers = hyper.inward, hyper.middle[1], hyper.middle[4], hyper.outward[0]
+    with (
+        _units(*synthesis, *context.body[::2], *codec.hyper_prior.body[::2]) as units,
+        _moments(*layers, *_context_layers(context), *_context_layers(codec.hyper_prior)) as moments,
+    ):
         for images, quality in batches:
             codec(images, quality)
     inward, doubled, middle, hidden = units[:4]
 
-    _quantise(exact.inward, *_affine(hyper.inward, hyper.quality), 1, inward)
-    _quantise(exact.upward, *_affine(hyper.middle[1]), inward, doubled.repeat_interleave(4))
-    _quantise(exact.middle, *_affine(hyper.middle[4]), doubled, middle)
+    _quantise(exact.inward, *_affine(hyper.inward, hyper.quality), 1, inward, moments[0])
+    _quantise(exact.upward, *_affine(hyper.middle[1]), inward, doubled.repeat_interleave(4), moments[1])
+    _quantise(exact.middle, *_affine(hyper.middle[4]), doubled, middle, moments[2])
     # Hyper-synthesis ends, and the context model begins, with a linear layer: the two are frozen as their product.
     reader, reader_bias = _affine(context.features)
     weight, bias = _affine(hyper.outward[0])
     weight = torch.einsum("of,fpi->opi", reader, weight.unflatten(0, (-1, 4))).flatten(0, 1)
     bias = (reader @ bias.view(-1, 4)).view(1, -1)
-    _quantise(exact.outward, weight, bias, middle, hidden.repeat_interleave(4))
-    _freeze_context(context, exact, units[3:6], reader_bias)
-    _freeze_context(codec.hyper_prior, exact.hyper_prior, units[6:])
+    _quantise(exact.outward, weight, bias, middle, hidden.repeat_interleave(4), moments[3])
+    _freeze_context(context, exact, units[3:6], moments[4:8], reader_bias)
+    _freeze_context(codec.hyper_prior, exact.hyper_prior, units[6:], moments[8:])
+
+
+def _context_layers(context: ContextModel) -> tuple[nn.Module, ...]:
+    return context.known, context.body[1], context.body[3], context.out
 
 
 def _freeze_context(
-    context: ContextModel, exact: IntegerContextModel, units: list[Tensor], features_bias: Tensor | float = 0.0
+    context: ContextModel,
+    exact: IntegerContextModel,
+    units: list[Tensor],
+    moments: list[Tensor],
+    features_bias: Tensor | float = 0.0,
 ) -> None:
-    """Freeze all but the reader of features, given the steps of the three rectifiers."""
+    """Freeze all but the reader of features, given the steps of the three rectifiers and the layers' moments."""
     hidden, first, second = units
     weight, bias = _affine(context.known, context.quality)
-    _quantise(exact.known, weight, bias + features_bias, 1 / MEAN_STEPS, hidden)
+    _quantise(exact.known, weight, bias + features_bias, 1 / MEAN_STEPS, hidden, moments[0])
     exact.step.copy_(_fixed_point(context.step / hidden))
-    _quantise(exact.first, *_affine(context.body[1]), hidden, first)
-    _quantise(exact.second, *_affine(context.body[3]), first, second)
+    _quantise(exact.first, *_affine(context.body[1]), hidden, first, moments[1])
+    _quantise(exact.second, *_affine(context.body[3]), first, second, moments[2])
     weight, bias = _affine(context.out)
     slope = torch.tensor([MEAN_STEPS, ContextModel.SCALE_SLOPE]).repeat_interleave(context.channels).to(weight)
     start = torch.tensor([0, ContextModel.SCALE_START]).repeat_interleave(context.channels).to(weight)
-    _quantise(exact.out, weight * slope[:, None], bias * slope + start, second, 1)
+    _quantise(exact.out, weight * slope[:, None], bias * slope + start, second, 1, moments[3])
     exact.note()
 
 
 def _freeze_index_prior(model: HybridFlow, batches: list[tuple[Tensor, Tensor]]) -> None:
     prior, exact = model.index_prior, model.index_prior.exact
     latent, out = prior.latent, prior.out
-    with _units(latent[1], latent[3], out[0], out[2]) as units:
+    layers = latent[0], latent[2], latent[4], prior.known, out[1], out[3]
+    with _units(latent[1], latent[3], out[0], out[2]) as units, _moments(*layers) as moments:
         for images, quality in batches:
             indices = model.indices_of(images)
             y_gained = model.continuous(images, quality).y_gained
@@ -138,16 +155,16 @@ def _freeze_index_prior(model: HybridFlow, batches: list[tuple[Tensor, Tensor]])
                 model.index_likelihoods(indices, sent, y_gained, quality)
     first, second, third, hidden = units
 
-    _quantise(exact.first, *_affine(latent[0]), 1 / MEAN_STEPS, first)
-    _quantise(exact.second, *_affine(latent[2]), first, second)
-    _quantise(exact.third, *_affine(latent[4], prior.quality), second, third)
+    _quantise(exact.first, *_affine(latent[0]), 1 / MEAN_STEPS, first, moments[0])
+    _quantise(exact.second, *_affine(latent[2]), first, second, moments[1])
+    _quantise(exact.third, *_affine(latent[4], prior.quality), second, third, moments[2])
     embedding = prior.embedding.weight.double()
     unit = embedding.abs().amax(0).clamp(min=_TINY) / WEIGHT_MAX
     exact.embedding.copy_((embedding / unit).round())
-    _quantise(exact.known, *_affine(prior.known), unit, third)
+    _quantise(exact.known, *_affine(prior.known), unit, third, moments[3])
     exact.step.copy_(_fixed_point(prior.step / third))
-    _quantise(exact.hidden, *_affine(out[1]), third, hidden)
-    _quantise(exact.out, *_affine(out[3]), hidden, 1 / LOGIT_STEPS)
+    _quantise(exact.hidden, *_affine(out[1]), third, hidden, moments[4])
+    _quantise(exact.out, *_affine(out[3]), hidden, 1 / LOGIT_STEPS, moments[5])
     exponents = -torch.arange(EXPONENTIALS, dtype=torch.float64) / LOGIT_STEPS
     exact.exponential.copy_((2**EXPONENTIAL_BITS * exponents.exp()).round())
     exact.note()
@@ -177,6 +194,33 @@ def _units(*rectifiers: nn.ReLU) -> Iterator[list[Tensor]]:
     units.extend(_step(torch.cat(outputs)) for outputs in seen)
 
 
+@contextmanager
+def _moments(*layers: nn.Conv2d | nn.Linear) -> Iterator[list[Tensor]]:
+    """Filled, at the end, with the mean of x x' for the x that each layer's weights (out, n) are multiplied by: (n, n)
+    float64 each."""
+    sums, counts = [0.0] * len(layers), [0] * len(layers)
+    moments: list[Tensor] = []
+    with ExitStack() as hooks:
+        for number, layer in enumerate(layers):
+
+            def add(module: nn.Module, arguments: tuple, number: int = number) -> None:
+                columns = _columns(module, arguments[0].float())
+                sums[number] += (columns @ columns.T).double()
+                counts[number] += columns.shape[1]
+
+            hooks.callback(layer.register_forward_pre_hook(add).remove)
+        yield moments
+    moments.extend(total / count for total, count in zip(sums, counts))
+
+
+def _columns(layer: nn.Conv2d | nn.Linear, x: Tensor) -> Tensor:
+    """What the weights (out, n) of a layer are multiplied by: (n, positions of all samples)."""
+    if isinstance(layer, nn.Linear):
+        return x.flatten(0, -2).T
+    kernel = layer.kernel_size[0]
+    return F.unfold(x, kernel, padding=kernel // 2).transpose(0, 1).flatten(1)
+
+
 def _step(activations: Tensor) -> Tensor:
     """Activations (N,C), not negative -> the step (C,) float64 between 7-bit values with the least squared error."""
     largest = activations.amax(0)
@@ -186,16 +230,41 @@ def _step(activations: Tensor) -> Tensor:
 
 
 def _quantise(
-    target: IntegerConv, weight: Tensor, bias: Tensor, unit_in: Tensor | float, unit_out: Tensor | float
+    target: IntegerConv,
+    weight: Tensor,
+    bias: Tensor,
+    unit_in: Tensor | float,
+    unit_out: Tensor | float,
+    moment: Tensor,
 ) -> None:
     """Fill a layer from weights (out, in * k * k) and biases (rows, out); units are what an integer stands for, one
-    for all channels or one each."""
-    unit_in = torch.as_tensor(unit_in).to(weight).reshape(-1, 1)
-    scaled = (weight.unflatten(1, (len(unit_in), -1)) * unit_in).flatten(1) / torch.as_tensor(unit_out).reshape(-1, 1)
-    scale = scaled.abs().amax(1).clamp(min=_TINY) / WEIGHT_MAX
-    target.weight.copy_((scaled / scale[:, None]).round())
-    target.multiplier.copy_(_fixed_point(scale).clamp(min=1))
+    for all channels or one each; the moment is that of its inputs."""
+    units = torch.as_tensor(unit_in).to(weight).reshape(-1)
+    units = units.repeat_interleave(weight.shape[1] // len(units))
+    scaled = weight * units / torch.as_tensor(unit_out).reshape(-1, 1)
+    multiplier = _fixed_point(scaled.abs().amax(1) / WEIGHT_MAX).clamp(min=1)
+    target.weight.copy_(_round_with_feedback(scaled * 2**SHIFT / multiplier[:, None], moment / units[:, None] / units))
+    target.multiplier.copy_(multiplier)
     target.bias.copy_(_fixed_point(bias / unit_out))
+
+
+def _round_with_feedback(weight: Tensor, moment: Tensor) -> Tensor:
+    """Weights (out, n) -> integers within WEIGHT_MAX that change little of what the layer gives: each column's error is
+    spread over those not rounded yet, the strongest inputs first.
+
+    Args:
+        moment: of the inputs, (n, n) in integers' units, to which their own rounding is added and DAMPING.
+    """
+    strength = moment.diagonal() + 1 / 12
+    order = strength.argsort(descending=True)
+    moment = (moment + torch.diag(1 / 12 + DAMPING * strength.mean().expand(len(moment))))[order][:, order]
+    spread = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(moment)), upper=True)
+    rest, rounded = weight[:, order], torch.empty_like(weight)
+    for column, place in enumerate(order):
+        rounded[:, place] = rest[:, column].round().clamp(-WEIGHT_MAX, WEIGHT_MAX)
+        error = (rest[:, column] - rounded[:, place]) / spread[column, column]
+        rest[:, column:] -= error[:, None] * spread[column, column:]
+    return rounded
 
 
 def _fixed_point(x: Tensor) -> Tensor:
