@@ -222,11 +222,11 @@ class HybridFlow(CompressionModel):
         """Probability (B,h,w) that the index prior gives each sent index; 1 where none is sent."""
         features = self.index_prior.features(y_gained, quality)
         h, w = indices.shape[1:]
-        steps, true = coding_steps(h, w, indices.device), indices.flatten(1)[..., None]
-        likelihoods = torch.ones(true.shape, device=true.device)
+        steps = coding_steps(h, w, indices.device)
+        likelihoods = torch.ones(len(indices), h * w, device=indices.device)
         for step, places in enumerate(step_places(h, w, indices.device)):
-            probabilities = self.index_prior.probabilities(features, indices, sent & (steps < step), step, places)
-            likelihoods = likelihoods.index_copy(1, places, probabilities.gather(2, true.index_select(1, places)))
+            coded = self.index_prior.likelihoods(features, indices, sent & (steps < step), step, places)
+            likelihoods = likelihoods.index_copy(1, places, coded)
         return likelihoods.view_as(indices).where(sent, 1)
 
     def forward(

@@ -129,6 +129,14 @@ def test_indices_that_the_prior_takes_for_impossible_are_estimated_as_they_are_c
     assert sizes[0] - sizes[1] == pytest.approx(float(-likelihoods.log2().sum()) / 8, rel=0.006)
 
 
+@torch.inference_mode()
+def test_estimates_of_indices_do_not_depend_on_the_length_of_runs(model, monkeypatch):
+    x = torch.cat([picture(96, 80), picture(96, 80, seed=1)])
+    whole = model(x, 31, "1_4")["likelihoods"]["indices"]
+    monkeypatch.setattr("hybridflow.index_prior.RUN", 3)
+    assert torch.equal(model(x, 31, "1_4")["likelihoods"]["indices"], whole)
+
+
 def test_y_is_rounded_to_within_half_a_step(model, probability):
     y = 5 * np.random.default_rng(0).standard_normal((model.preset.latent_channels, 5, 7))
     z = np.zeros((model.preset.z_channels, 2, 2), np.int64)
