@@ -28,6 +28,12 @@ def pixel_errors(x: Tensor, x_hat: Tensor) -> Tensor:
     return CHARBONNIER_WEIGHT * charbonnier + MSE_WEIGHT * squared
 
 
+def plain_distortion(x: Tensor, x_hat: Tensor, lpips: nn.Module) -> Tensor:
+    """`pixel_errors` + LPIPS-Alex of images (B,3,H,W) in [0,1] as they are, grids left out -> (B,): what weights and
+    operating points are compared by."""
+    return pixel_errors(x, x_hat).flatten(1).mean(1) + LPIPS_WEIGHT * lpips(2 * x - 1, 2 * x_hat - 1).flatten()
+
+
 class Distortion(nn.Module):
     """`pixel_errors` + LPIPS-Alex (HybridFlow, section 3) + what shows of grids (`hybridflow.grids`), per image.
 

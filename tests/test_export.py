@@ -13,7 +13,7 @@ from hybridflow.cli import main
 from hybridflow.masking import UNIFORM_SCHEDULES
 from hybridflow.training.config import TrainConfig
 from hybridflow.training.data import PhotoSet
-from hybridflow.training.export import _distortion, _pareto_front, choose_operating_points
+from hybridflow.training.export import _pareto_front, choose_operating_points
 from hybridflow.training.loop import Run, start_processes
 
 
@@ -40,20 +40,10 @@ def test_of_points_those_are_kept_that_none_beats_by_their_rate():
     assert _pareto_front(points) == ["a", "b", "c"]
 
 
-def test_points_are_compared_by_pixels_and_lpips():
-    x, far = torch.full((1, 3, 8, 8), 0.5), torch.full((1, 3, 8, 8), 0.7)
-
-    def lpips(a, b):
-        assert a.max() == 0 and float(b.max()) == pytest.approx(0.4)  # of images in [-1,1]
-        return torch.tensor(0.3)
-
-    assert _distortion(x, far, lpips) == pytest.approx(2 * 0.2 + 16 * 0.04 + 0.3, abs=0.01)
-
-
 def test_operating_points_lie_between_those_that_were_measured(monkeypatch):
     """Of a cheap schedule and a better one, by their qualities; a third is never worth its bytes."""
     monkeypatch.setattr("hybridflow.training.export.load_lpips", lambda: None)
-    monkeypatch.setattr("hybridflow.training.export._distortion", lambda x, decoded, lpips: decoded)
+    monkeypatch.setattr("hybridflow.training.export.plain_distortion", lambda x, decoded, lpips: decoded)
     better, *_, cheap = UNIFORM_SCHEDULES
     costs = {schedule: (9000, 9.0) for schedule in UNIFORM_SCHEDULES} | {cheap: (1000, 8.0), better: (3000, 6.0)}
     model = SimpleNamespace(

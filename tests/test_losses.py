@@ -21,6 +21,7 @@ from hybridflow.losses import (
     masked_accuracy,
     masked_cross_entropy,
     pixel_errors,
+    plain_distortion,
     rate_weight,
 )
 
@@ -155,6 +156,17 @@ def test_accuracy_counts_masked_positions_only():
     logits = torch.nn.functional.one_hot(torch.tensor([[[0, 1], [0, 0]]]), 4).permute(0, 3, 1, 2).float()
     sent = torch.tensor([[[False, True], [False, True]]])
     assert float(masked_accuracy(logits, indices, sent)) == 0.5
+
+
+def test_the_plain_distortion_is_of_pixels_and_lpips_of_each_image():
+    x = torch.full((2, 3, 8, 8), 0.5)
+    x_hat = x + torch.tensor([0.0, 0.2]).view(2, 1, 1, 1)
+
+    def lpips(a, b):
+        assert a.abs().max() == 0 and float(b.max()) == pytest.approx(0.4)  # of images in [-1,1]
+        return torch.tensor([0.1, 0.3]).view(2, 1, 1, 1)
+
+    assert plain_distortion(x, x_hat, lpips).tolist() == pytest.approx([0.1, 2 * 0.2 + 16 * 0.04 + 0.3], abs=0.01)
 
 
 def test_lpips_of_the_distortion_sees_images_in_minus_one_to_one():

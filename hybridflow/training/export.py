@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
 from hybridflow.ablation import Ablations
@@ -21,7 +20,7 @@ from hybridflow.checkpoint import (
 )
 from hybridflow.container import QUALITIES
 from hybridflow.errors import TrainingError
-from hybridflow.losses import LPIPS_WEIGHT, pixel_errors
+from hybridflow.losses import plain_distortion
 from hybridflow.masking import UNIFORM_SCHEDULES
 from hybridflow.metrics import load_lpips
 from hybridflow.model import HybridFlow
@@ -53,7 +52,7 @@ def choose_operating_points(model: HybridFlow, photos: PhotoSet, count: int) -> 
         for analysed in crops:
             stream, coded = model.write(analysed, quality, schedule, probability=probability)
             bpp.append(8 * len(stream) / SIDE**2)
-            distortion.append(_distortion(analysed.image, model.synthesise(coded, quality), lpips))
+            distortion.append(float(plain_distortion(analysed.image, model.synthesise(coded, quality), lpips)))
         return float(np.mean(bpp)), float(np.mean(distortion))
 
     points = []
@@ -73,10 +72,6 @@ def _pareto_front(points: list[tuple[float, float, tuple[int, str]]]) -> list[tu
             front.append(point)
             least = distortion
     return front
-
-
-def _distortion(x: Tensor, x_hat: Tensor, lpips: torch.nn.Module) -> float:
-    return float(pixel_errors(x, x_hat).mean() + LPIPS_WEIGHT * lpips(2 * x - 1, 2 * x_hat - 1))
 
 
 def export(
