@@ -130,7 +130,7 @@ def load_parts(path: str | Path, *owners: nn.Module) -> set[str]:
                 part.load_state_dict(given)
             except RuntimeError as error:
                 reason = shorten(str(error), 200)
-                mend = f"part {name} does not fit this preset ({reason}): choose its own"
+                mend = f"part {name} does not fit this preset ({reason}): choose its own (--preset)"
                 raise CheckpointError(f"{path}: {mend}") from None
     if not loaded:
         raise CheckpointError(f"{path}: holds no part of this model: name a run's weights.safetensors")
@@ -319,7 +319,7 @@ def load_release(path: str | Path) -> tuple[HybridFlow, dict[str, str]]:
     try:
         preset = _preset(json.loads(metadata["preset"]))
         _refuse_other_shapes(preset, weights)
-        model = HybridFlow(preset)
+        model = HybridFlow(preset).float()  # whatever PyTorch's default is
         own = {key: value for key, value in model.state_dict().items() if not released(key)}
         model.load_state_dict(own | weights)
     except (AttributeError, LookupError, TypeError, ValueError, RuntimeError) as error:
@@ -363,5 +363,6 @@ def model_id(model: HybridFlow) -> bytes:
     digest = hashlib.sha256()
     for key, value in sorted(model.state_dict().items()):
         if determines_bits(key):
+            value = value.float() if value.is_floating_point() else value
             digest.update(key.encode() + value.detach().cpu().contiguous().numpy().tobytes())
     return digest.digest()[:3]

@@ -50,12 +50,14 @@ def main(argv: list[str] | None = None) -> int:
         codecs.register_error("as_they_are", _as_they_are)
         sys.stdout.reconfigure(errors="as_they_are")
     try:
-        args = _parser(with_training=bool(argv) and argv[0] in TRAINING).parse_args(argv)
-        return args.run(args)
+        try:
+            args = _parser(with_training=bool(argv) and argv[0] in TRAINING).parse_args(argv)
+            return args.run(args)
+        finally:
+            _flush_output()
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:  # whoever read standard output has enough; let Python's own last flush find no pipe
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:  # whoever read standard output has enough
         return 1
     except Exception as error:
         _complain(error)
@@ -116,14 +118,18 @@ def _info(args: argparse.Namespace) -> int:
 
 
 def _compare(args: argparse.Namespace) -> int:
+    if args.output == "":
+        args.usage_error("-o has an empty name: give a file")
     if args.output:
         _refuse(args.output, args.force, args.original, args.decoded)
         writable_format(Path(args.output).suffix)
 
+    codec_of = _codec_of(args, args.decoder)
+
     def read(source: str) -> tuple[Image.Image, bytes]:
         data = _read(source)
         if source.endswith(".hf") or looks_like_file(data):
-            return _codec_of(args)(data).decode(data), data
+            return codec_of(data).decode(data), data
         return _read_picture(source, data), data
 
     (original, _), (decoded, data) = _named(args.original, read), _named(args.decoded, read)
@@ -132,24 +138,23 @@ def _compare(args: argparse.Namespace) -> int:
 
     distance = f"PSNR {psnr(original, decoded):.2f} dB, LPIPS {lpips(original, decoded):.4f}"
     figures = f"{_bpp(data, decoded):.4f} bpp, {distance}"
+    print(f"{args.decoded}: {len(data)} bytes, {figures}")
     if args.output:
         picture = side_by_side([original, decoded], ["original", figures])
         write_image(picture, args.output, force=args.force)
-    print(f"{args.decoded}: {len(data)} bytes, {figures}")
     return 0
 
 
 # --- what they share ------------------------------------------------------------------------------------------------
 
 
-def _weights(args: argparse.Namespace, otherwise: str | None) -> str | Path | None:
+def _weights(args: argparse.Namespace, otherwise: str | None) -> str | None:
     """The checkpoint or preset that was named, if one was."""
-    if args.checkpoint is not None:
-        return Path(args.checkpoint)
-    return otherwise if args.preset is None else args.preset
+    named = args.preset if args.checkpoint is None else args.checkpoint
+    return otherwise if named is None else named
 
 
-def _load(args: argparse.Namespace, name: str | Path, decoder: str = DECODERS[0]):
+def _load(args: argparse.Namespace, name: str, decoder: str = DECODERS[0]):
     import hybridflow
 
     return hybridflow.load(name, device=args.device, decoder=decoder)
@@ -230,7 +235,8 @@ def _plan(args: argparse.Namespace, suffix: str, fits: Callable[[Path], bool]) -
         targets = [args.output]
     target, times = Counter(map(os.path.realpath, targets)).most_common(1)[0]
     if times > 1:
-        raise HybridFlowError(f"{times} inputs would all become {target}: convert them one by one with -o")
+        twins = [source for source, other in zip(sources, targets) if os.path.realpath(other) == target]
+        raise HybridFlowError(f"{', '.join(twins)} would all become {target}: convert them one by one with -o")
     if inside:
         try:
             os.makedirs(args.output, exist_ok=True)
@@ -293,10 +299,25 @@ def _refuse(target: str, force: bool, *sources: str) -> None:
 
 def _write(target: str, data: bytes, force: bool) -> None:
     if target == STREAM:
-        sys.stdout.buffer.write(data)
-        sys.stdout.buffer.flush()
+        _flush_output(data)
     else:
         write_atomic(target, data, force=force)
+
+
+def _flush_output(data: bytes = b"") -> None:
+    """Write what standard output holds, and data after it. Where that fails the rest goes nowhere, so that it is told
+    once, and not again by Python's own last flush."""
+    if sys.stdout is None:
+        return
+    try:
+        if data:
+            sys.stdout.buffer.write(data)
+        sys.stdout.flush()
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if isinstance(error, BrokenPipeError):
+            raise
+        raise HybridFlowError(f"cannot write standard output ({error.strerror}): choose another place") from None
 
 
 def _say(target: str, line: str) -> None:
@@ -376,7 +397,7 @@ def _parser(with_training: bool) -> argparse.ArgumentParser:
 def _add_encode(commands) -> None:
     parser = _formatted(
         commands.add_parser("encode", help="images to .hf files"),
-        "Encode images, or all images of a folder, each to an .hf file beside it.",
+        "Encode images, or all images that lie in a folder (none in its subfolders), each to an .hf file beside it.",
         """
         hybridflow encode photo.jpg                 at quality 31, the schedule the model's own for it
         hybridflow encode photo.jpg --bpp 0.03      the best file of at most 0.03 bits per pixel
@@ -389,7 +410,7 @@ def _add_encode(commands) -> None:
     )
     _add_files(parser, "image files, folders of them, or - for standard input")
     rate = parser.add_mutually_exclusive_group()
-    scale = f"0 (smallest file) to {QUALITIES - 1} (best picture); 31 by default"
+    scale = f"0 (smallest file, some 0.01 bits per pixel) to {QUALITIES - 1} (best picture, some 0.1); 31 by default"
     rate.add_argument("--quality", type=quality, metavar="Q", help=scale)
     rate.add_argument("--bpp", type=positive(float), metavar="B", help="the best file of at most B bits per pixel")
     rate.add_argument("--bytes", type=positive(int), metavar="N", help="the best file of at most N bytes")
@@ -430,12 +451,7 @@ def _add_decode(commands) -> None:
         """,
     )
     _add_files(parser, ".hf files, folders of them, or - for standard input")
-    parser.add_argument(
-        "--decoder",
-        choices=DECODERS,
-        default=DECODERS[0],
-        help="fidelity, or perceptual, which invents texture (default: %(default)s)",
-    )
+    _add_decoder(parser)
     cut = parser.add_mutually_exclusive_group()
     cut.add_argument("--preview", action="store_true", help="the continuous stream only; takes a file cut after it")
     cut.add_argument("--salvage", action="store_true", help="show what can be read of a cut or damaged file")
@@ -472,8 +488,9 @@ def _add_compare(commands) -> None:
     parser.add_argument("decoded", metavar="FILE", help="its .hf file, or any other image file")
     parser.add_argument("-o", "--output", metavar="PNG", help="write both pictures side by side, with their figures")
     parser.add_argument("--force", action="store_true", help="replace the output file if it exists")
+    _add_decoder(parser)
     _add_model(parser)
-    parser.set_defaults(run=_compare)
+    parser.set_defaults(run=_compare, usage_error=parser.error)
 
 
 def _add_files(parser: argparse.ArgumentParser, what: str) -> None:
@@ -485,10 +502,19 @@ def _add_files(parser: argparse.ArgumentParser, what: str) -> None:
     parser.set_defaults(usage_error=parser.error)
 
 
+def _add_decoder(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--decoder",
+        choices=DECODERS,
+        default=DECODERS[0],
+        help="what reads an .hf file: fidelity, or perceptual, which invents texture (default: %(default)s)",
+    )
+
+
 def _add_model(parser: argparse.ArgumentParser, default: str = "default: those that made the file") -> None:
     weights = parser.add_mutually_exclusive_group()
     weights.add_argument("--preset", metavar="NAME", help=f"shipped weights ({default})")
-    weights.add_argument("--checkpoint", metavar="FILE", help="weights of your own, a .safetensors file")
+    weights.add_argument("--checkpoint", metavar="FILE", help="weights of your own, such as `export` wrote")
     parser.add_argument(
         "--device", default="cpu", choices=("cpu", "cuda"), help="where the networks run (default: %(default)s)"
     )

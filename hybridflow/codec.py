@@ -157,7 +157,7 @@ class Codec:
 
         pixels = picture.width * picture.height
         if bpp is not None:
-            bits = min(bpp * pixels, sys.maxsize)
+            bits = min(float(bpp) * pixels, sys.maxsize)
             max_bytes = int(bits / 8 + 1e-6)  # what a file has is not over its own rate, whatever floats make of it
         if max_bytes is None:
             quality = 31 if quality is None else int(quality)
@@ -169,7 +169,7 @@ class Codec:
 
         def refusal(smallest: int) -> str:
             rate = f"{smallest} bytes, {8 * smallest / pixels:.4g} bpp"
-            allowed = f"{max_bytes} bytes" if bpp is None else f"{bpp:g} bpp"
+            allowed = f"{max_bytes} bytes" if bpp is None else f"{float(bpp):g} bpp"
             return f"the smallest file has {rate}, over the {allowed} allowed: {mend}"
 
         number, data = _largest_within(points, attempt, max_bytes, refusal)

@@ -31,6 +31,7 @@ _ID_BYTES = 3
 _SIDE_BITS = (8, 12, 16, 32)
 _CRC_BYTES = 4
 _CUT = "the file is cut or damaged: get it again from its source, or decode what is left of it (--salvage)"
+_CUT_EARLY = "the file ends within its header: get it again from its source"
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ def unpack(data: bytes, *, check: bool = True) -> tuple[Header, bytes]:
     if not looks_like_file(data):
         raise FormatError("this is not an .hf file: give one that `hybridflow encode` wrote")
     if len(data) < 2:
-        raise FormatError(_CUT)
+        raise FormatError(_CUT_EARLY)
     version = (data[1] - _FAMILY.start) // 8
     if version != VERSION:
         mend = "update hybridflow" if version > VERSION else "decode it with the release that wrote it"
@@ -141,11 +142,11 @@ def _parse_header(data: bytes) -> tuple[Header, int]:
     """The header and the offset at which the stream starts."""
     sides = 3 + _ID_BYTES
     if len(data) < sides:
-        raise FormatError(_CUT)
+        raise FormatError(_CUT_EARLY)
     side, quality = divmod(data[sides - 1], QUALITIES)
     start = sides + _SIDE_BITS[side] // 4
     if len(data) < start:
-        raise FormatError(_CUT)
+        raise FormatError(_CUT_EARLY)
     width, height = divmod(int.from_bytes(data[sides:start], "big"), 1 << _SIDE_BITS[side])
     schedule = data[1] % 8
     if schedule >= len(_schedules()):

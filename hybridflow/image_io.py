@@ -16,6 +16,10 @@ from hybridflow.saving import write_atomic
 _SRGB = ImageCms.createProfile("sRGB")
 _NOT_PICTURES = {"EPS", "WMF", "MPEG", "IPTC", "BUFR", "GRIB", "HDF5"}
 """What Pillow opens by starting another program, in the name of a file of another kind, or not at all."""
+_CHANNELS = (1, 3, 4)
+"""Of arrays and tensors: greyscale, colour, and colour with transparency."""
+_WITHOUT_COLOURS = {".pgm", ".pbm", ".pfm"}
+"""Names under which Pillow writes a colour picture all the same."""
 _KEYS = {"L;2": lambda key: 85 * key, "L;4": lambda key: 17 * key, "RGB;16B": lambda key: tuple(c >> 8 for c in key)}
 """By layout of a PNG's samples: its transparent colour, as the file has it -> as Pillow's samples of 8 bits are."""
 _SCALE = f"scale it to between 1 and {MAX_PIXELS} pixels, sides counted in steps of 64"
@@ -28,9 +32,9 @@ def read_image(source) -> Image.Image:
     RGB. Transparency is laid over white, and of an animation the first frame is taken, with a warning that says so.
 
     Args:
-        source: a path; the bytes of an image file or a binary file object; a PIL image; a numpy array (H,W,3), (H,W)
-            or, with transparency, (H,W,4), uint8 or float in [0,1]; or a tensor (3,H,W) or (1,3,H,W), uint8 or float
-            in [0,1].
+        source: a path; the bytes of an image file or a binary file object; a PIL image; a numpy array (H,W,C) or (H,W),
+            or a tensor (C,H,W) or (1,C,H,W), uint8 or float in [0,1]. C is 3, or 1 for greyscale, or 4 with
+            transparency.
 
     Returns:
         A PIL image of mode RGB.
@@ -77,11 +81,15 @@ def encode_image(image: Image.Image, suffix: str = ".png") -> bytes:
 
 def writable_format(suffix: str) -> str:
     """Pillow's name of the format with that suffix; call it before long work. Raises ImageError if it writes none, or
-    one of icons, which scales them."""
+    no colours, or one of icons, which scales them."""
     file_format = Image.registered_extensions().get(suffix.lower())
-    if file_format not in Image.SAVE or file_format in ("ICO", "ICNS"):
+    try:
+        if file_format in ("ICO", "ICNS") or suffix.lower() in _WITHOUT_COLOURS:
+            raise ValueError
+        Image.new("RGB", (1, 1)).save(io.BytesIO(), file_format or suffix)
+    except Exception:  # formats that are read alone, or need a program, raise almost anything
         name = suffix or "a name without suffix"
-        raise ImageError(f"no image format is written as {name}: choose a name that ends in .png")
+        raise ImageError(f"no image format is written as {name}: choose a name that ends in .png") from None
     return file_format
 
 
@@ -220,20 +228,24 @@ def _tensor_to_array(tensor) -> np.ndarray:
         kind = type(tensor).__name__
         raise ImageError(f"an image cannot be a {kind}: give a path, bytes, a PIL image, an array or a tensor")
     shape = tuple(tensor.shape)
-    if len(shape) not in (3, 4) or shape[-3] != 3 or shape[:-3] not in ((), (1,)):
-        raise ImageError(f"a tensor of shape {shape} is no image: give (3,H,W) or (1,3,H,W)")
+    if len(shape) not in (3, 4) or shape[-3] not in _CHANNELS or shape[:-3] not in ((), (1,)):
+        raise ImageError(f"a tensor of shape {shape} is no image: give (C,H,W) or (1,C,H,W), C being 1, 3 or 4")
     tensor = tensor.detach().reshape(shape[-3:]).permute(1, 2, 0).cpu()
     return (tensor.float() if tensor.is_floating_point() else tensor).numpy()
 
 
 def _from_array(array: np.ndarray) -> Image.Image:
     """The array as a Pillow image of 8 bits; refused by size before it is copied."""
-    if array.ndim not in (2, 3) or array.ndim == 3 and array.shape[2] not in (3, 4):
-        raise ImageError(f"an array of shape {array.shape} is no image: give (H,W,3), (H,W,4) or (H,W)")
+    if array.ndim not in (2, 3) or array.ndim == 3 and array.shape[2] not in _CHANNELS:
+        raise ImageError(f"an array of shape {array.shape} is no image: give (H,W) or (H,W,C), C being 1, 3 or 4")
     _refuse_size(array.shape[1], array.shape[0], "the array")
+    if array.shape[2:] == (1,):
+        array = array[..., 0]
     if np.issubdtype(array.dtype, np.floating):
         if not (array.min() >= 0 and array.max() <= 1):
-            raise ImageError("a float image must lie in [0,1]: divide by its maximum, or clip it")
+            found = f"{array.min():g} to {array.max():g}"
+            mend = "divide 0 to 255 by 255, bring -1 to 1 to (x + 1) / 2, or clip what a network overshot"
+            raise ImageError(f"a float image must lie in [0,1], not {found}: {mend}")
         array = np.rint(array.astype(np.float64) * 255).astype(np.uint8)
     if array.dtype != np.uint8:
         raise ImageError(f"an image of {array.dtype} has no agreed range: give uint8, or floats in [0,1]")

@@ -23,6 +23,7 @@ from hybridflow.continuous import ContinuousCodec
 from hybridflow.correction import Correction
 from hybridflow.dynamic_masking import choose_regions, error_map, spatial_lpips
 from hybridflow.entropy import Decoder, Encoder
+from hybridflow.errors import HybridFlowError
 from hybridflow.exact import ProbabilityModel
 from hybridflow.image_encoder import ImageEncoder
 from hybridflow.index_prior import IndexPrior
@@ -33,7 +34,8 @@ from hybridflow.predictor import Predictor
 from hybridflow.probability import MEAN_STEPS
 from hybridflow.refinement import refine
 from hybridflow.stream_coding import code_check, code_indices, code_sent, code_y, code_z
-from hybridflow.tiling import compare_tiled, decode_tiled, encode_tiled
+from hybridflow.tiling import STRIDE, compare_tiled, decode_tiled, encode_tiled
+from hybridflow.weights import DECODERS
 
 
 @dataclass(frozen=True)
@@ -161,10 +163,15 @@ class HybridFlow(CompressionModel):
 
     Args:
         preset: a name of `PRESETS`, or sizes of your own.
+
+    Raises:
+        HybridFlowError: there is no preset of that name.
     """
 
     def __init__(self, preset: str | Preset = "tiny") -> None:
         super().__init__()
+        if isinstance(preset, str) and preset not in PRESETS:
+            raise HybridFlowError(f"there is no preset {preset!r}: choose one of {', '.join(PRESETS)}")
         p = self.preset = PRESETS[preset] if isinstance(preset, str) else preset
         encoder = {"widths": p.encoder_widths, "depths": p.encoder_depths}
         decoder = {"widths": p.decoder_widths, "depths": p.decoder_depths}
@@ -194,7 +201,15 @@ class HybridFlow(CompressionModel):
         return torch.where(sent[:, None], self.codebook.lookup(indices * sent), expected)
 
     def parts_of(self, decoder: str) -> nn.Module:
-        """What holds the `pixel_decoder` and the `correction` of a decoder, named as in `merge`."""
+        """What holds the `pixel_decoder` and the `correction` of a decoder, named as in `merge`.
+
+        Raises:
+            HybridFlowError: there is none of that name, or it was not loaded.
+        """
+        if decoder not in DECODERS:
+            raise HybridFlowError(f"there is no decoder {decoder!r}: choose one of {', '.join(DECODERS)}")
+        if decoder == "perceptual" and self.perceptual is None:
+            raise HybridFlowError("the model has no perceptual decoder: hybridflow.load it with decoder='perceptual'")
         return self.perceptual if decoder == "perceptual" else self
 
     def merge(self, codes: Tensor, y_hat: Tensor, *, corrected: bool = True, decoder: str = "fidelity") -> Tensor:
@@ -243,7 +258,11 @@ class HybridFlow(CompressionModel):
         Returns:
             `x_hat` (B,3,H,W); `likelihoods` of "y", "z" and "indices"; `indices` (B,h,w); `sent` (B,h,w);
             `index_logits` (B,K,h,w) of the predictor.
+
+        Raises:
+            HybridFlowError: sides are no multiples of 16, or there is no such decoder.
         """
+        _refuse_unpadded(x)
         batch = len(x)
         if isinstance(quality, int):
             quality = torch.full((batch,), quality, device=x.device)
@@ -383,15 +402,22 @@ class HybridFlow(CompressionModel):
         return self.decode_pixels(indices, sent, y_hat, **options).float().clamp(0, 1)
 
     def compress(self, x: Tensor, quality: int = 31, schedule: str = "1_4") -> dict:
-        """CompressAI's convention: images (B,3,H,W) -> {"strings": [[a stream an image]], "shape": (h, w)}."""
+        """CompressAI's convention: images (B,3,H,W) in [0,1], H and W multiples of 16 -> {"strings": [[a stream an
+        image]], "shape": (h, w)}, and the "quality" and "schedule" that `decompress` needs too.
+
+        Raises:
+            HybridFlowError: sides are no multiples of 16.
+        """
+        _refuse_unpadded(x)
         probability = self.probability()
         streams = [
             self.write(self.analyse(image[None]), quality, schedule, probability=probability)[0] for image in x
         ]
-        return {"strings": [streams], "shape": (x.shape[-2] // 16, x.shape[-1] // 16)}
+        shape = x.shape[-2] // STRIDE, x.shape[-1] // STRIDE
+        return {"strings": [streams], "shape": shape, "quality": quality, "schedule": schedule}
 
     def decompress(self, strings: list, shape: tuple[int, int], quality: int = 31, schedule: str = "1_4") -> dict:
-        """CompressAI's convention: what `compress` gave, with the same quality and schedule -> {"x_hat": (B,3,H,W)}."""
+        """CompressAI's convention: all that `compress` gave -> {"x_hat": (B,3,H,W) in [0,1]}."""
         probability = self.probability()
         coded = [self.read(stream, *shape, quality, schedule, probability=probability) for stream in strings[0]]
         return {"x_hat": torch.cat([self.synthesise(c, quality) for c in coded])}
@@ -407,9 +433,9 @@ class HybridFlow(CompressionModel):
         """y_c (1,M,h,w) in the gained domain, refined for a schedule, or for sending no index if it is dynamic."""
         with torch.inference_mode(False), torch.enable_grad():
             image, gained, z = (tensor.clone() for tensor in (analysed.image, gained, z))
-            indices = torch.from_numpy(analysed.indices)[None].to(gained.device)
             uniform = "none" if schedule == "dynamic" else schedule
-            sent = schedule_mask(uniform, *indices.shape[1:], gained.device)[None]
+            sent = schedule_mask(uniform, *gained.shape[-2:], gained.device)[None]
+            indices = torch.from_numpy(analysed.indices)[None].to(sent.device) if sent.any() else sent.long()
 
             def decode(y_hat: Tensor, window: tuple[slice, slice]) -> Tensor:
                 here, there = indices[(..., *window)], sent[(..., *window)]
@@ -431,3 +457,10 @@ class HybridFlow(CompressionModel):
             index_bits.append(-self.index_likelihoods(indices, sent, gained, quality).log2())
         weight = float(rate_weight(quality))
         return choose_regions(torch.cat(errors), torch.cat(index_bits), weight)
+
+
+def _refuse_unpadded(x: Tensor) -> None:
+    if any(side % STRIDE for side in x.shape[-2:]):
+        sides = " x ".join(map(str, x.shape[-2:]))
+        mend = f"pad them to multiples of {STRIDE}, or use the codec that hybridflow.load() gives"
+        raise HybridFlowError(f"images of {sides} do not fit the strides: {mend}")

@@ -19,7 +19,8 @@ def replace_atomically(path: Path, write: Callable[[Path], object]) -> None:
         partial.touch(exist_ok=False)
         mode = partial.stat().st_mode
         write(partial)
-        partial.chmod(mode)
+        if partial.stat().st_mode != mode:  # some mounts refuse to change what need not be changed
+            partial.chmod(mode)
         _sync(partial, os.O_RDWR)  # Windows syncs nothing that is open for reading alone
         os.replace(partial, path)
     finally:

@@ -70,7 +70,8 @@ def decode_tiled(decode: Callable[..., Tensor], *latents: Tensor) -> Tensor:
 
 
 def compare_tiled(compare: Callable[..., Tensor], *images: Tensor) -> Tensor:
-    """compare(*images), where every image is (B,3,16h,16w) and the result (B,1,16h,16w), likewise."""
+    """compare(*images), where every image is (B,3,16h,16w) and the result (B,1,16h,16w), nearly likewise: maps
+    that are stretched to the size of a window differ by a few pixels from those of the whole."""
     height, width = images[0].shape[-2:]
     parts = []
     for tile in tiles(height // STRIDE, width // STRIDE):

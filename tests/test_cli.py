@@ -15,6 +15,7 @@ from PIL import Image
 
 import hybridflow
 from hybridflow.cli import TRAINING, _parser, main
+from hybridflow.codec import Codec
 from hybridflow.container import unpack
 from hybridflow.errors import HybridFlowError
 from hybridflow.image_io import read_image
@@ -198,6 +199,21 @@ def test_compare(run, photo, encoded, tmp_path, capsys):
     assert f"PSNR {psnr:.2f} dB, LPIPS {lpips:.4f}" in capsys.readouterr().out
 
 
+def test_figures_of_a_sheet_that_cannot_be_written_are_told(run, photo, encoded, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("hybridflow.cli.write_image", lambda *_, **__: 1 / 0)
+    assert run("compare", photo, encoded, "-o", tmp_path / "side.png") == 1
+    out, err = capsys.readouterr()
+    assert "bpp, PSNR" in out and "ZeroDivisionError" in err
+
+
+def test_compare_reads_by_either_decoder(run, photo, encoded, perceptual_checkpoint_path, capsys):
+    for decoder in ("fidelity", "perceptual"):
+        options = ["--checkpoint", str(perceptual_checkpoint_path), "--decoder", decoder]
+        assert main(["compare", *options, str(photo), str(encoded)]) == 0
+    fidelity, perceptual = capsys.readouterr().out.splitlines()
+    assert "bpp" in fidelity and fidelity != perceptual
+
+
 def test_compare_refuses_another_size(run, photo, tmp_path, capsys):
     Image.new("RGB", (9, 9)).save(tmp_path / "small.png")
     assert run("compare", photo, tmp_path / "small.png", "-o", tmp_path / "side.png") == 1
@@ -310,10 +326,26 @@ def test_the_version(capsys):
 
 
 def test_a_reader_that_has_enough_is_no_error(encoded, checkpoint_path):
-    command = [sys.executable, "-m", "hybridflow", "info", "--checkpoint", str(checkpoint_path), *[str(encoded)] * 2]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-        process.stdout.close()
-        assert process.stderr.read() == b"" and process.wait() == 1
+    """Whether each line is written at once, as PYTHONUNBUFFERED has it, or all of them at the end."""
+    info = ["info", "--checkpoint", str(checkpoint_path), *[str(encoded)] * 2]
+    for arguments, unbuffered in ((info, "1"), (info, ""), (["--version"], "")):
+        command = [sys.executable, "-m", "hybridflow", *arguments]
+        environment = os.environ | {"PYTHONUNBUFFERED": unbuffered}
+        with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+            process.stdout.close()
+            assert process.stderr.read() == b"" and process.wait() == 1, arguments
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full")
+def test_a_full_standard_output_is_one_error(encoded, checkpoint_path):
+    model = ["--checkpoint", str(checkpoint_path)]
+    for arguments in (["info", *model, str(encoded)], ["decode", *model, str(encoded), "-o", "-"], ["--version"]):
+        with open("/dev/full", "wb") as full:
+            command = [sys.executable, "-m", "hybridflow", *arguments]
+            environment = os.environ | {"PYTHONUNBUFFERED": ""}
+            done = subprocess.run(command, env=environment, stdout=full, stderr=subprocess.PIPE)
+        (line,) = done.stderr.splitlines()
+        assert done.returncode == 1 and b"cannot write standard output (No space left on device): choose" in line
 
 
 def test_a_name_that_is_no_text_is_printed_as_it_is(encoded, checkpoint_path, tmp_path):
@@ -334,11 +366,13 @@ def test_a_name_that_the_terminal_cannot_show_is_printed_escaped(encoded, checkp
 
 
 def test_what_cannot_be_written_is_refused_before_work(run, photo, encoded, tmp_path, capsys, monkeypatch):
-    for name in ("photo.pdfx", "photo.xbm", "photo"):
-        assert run("decode", encoded, "-o", tmp_path / name) == 1
+    with monkeypatch.context() as patch:
+        patch.setattr(Codec, "decode", lambda *_, **__: pytest.fail("it was decoded"))
+        for name in ("photo.pdfx", "photo.xbm", "photo.wmf", "photo.pgm", "photo"):
+            assert run("decode", encoded, "-o", tmp_path / name) == 1
+            assert ".png" in the_error(capsys)
+        assert run("compare", photo, encoded, "-o", tmp_path / "side.xbm") == 1
         assert ".png" in the_error(capsys)
-    assert run("compare", photo, encoded, "-o", tmp_path / "side.xbm") == 1
-    assert ".png" in the_error(capsys)
     assert run("encode", photo, "-o", tmp_path / "nowhere" / "photo.hf") == 1
     assert "no such folder" in the_error(capsys)
     with monkeypatch.context() as patch:

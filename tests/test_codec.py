@@ -2,6 +2,7 @@
 
 import io
 import shutil
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -171,6 +172,24 @@ def test_arguments_at_odds_or_out_of_range(codec, picture, arguments):
     with pytest.raises(HybridFlowError) as error:
         codec.encode(picture, **arguments)
     assert "\n" not in str(error.value)
+
+
+def test_a_rate_may_be_any_real_number(codec, picture):
+    assert codec.encode(picture, bpp=Fraction(3, 2)) == codec.encode(picture, bpp=1.5)
+    with pytest.raises(HybridFlowError, match="over the 0.001 bpp allowed"):
+        codec.encode(picture, bpp=Fraction(1, 1000))
+
+
+def test_the_default_type_of_tensors_changes_nothing(codec, checkpoint_path, picture):
+    torch.set_default_dtype(torch.float64)
+    try:
+        other = hybridflow.load(checkpoint_path)
+        refined, data = (other.encode(picture, schedule="1_4", effort=effort) for effort in (1, 0))
+        decoded = other.decode(data)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert other.model_id == codec.model_id and refined != data == codec.encode(picture, schedule="1_4")
+    assert (pixels(decoded) == pixels(codec.decode(data))).all()
 
 
 def test_a_file_of_another_checkpoint(codec, other_checkpoint_path, picture):

@@ -63,8 +63,10 @@ def test_every_kind_of_source_gives_the_same_image(photo, tmp_path):
 
 def test_greyscale_sources_become_rgb(photo):
     grey = np.asarray(photo.convert("L"))
-    for source in (grey, photo.convert("L"), file_bytes(photo.convert("L")), grey / 255):
+    tensor = torch.from_numpy(grey.copy())[None]
+    for source in (grey, grey[..., None], tensor, tensor[None], photo.convert("L"), file_bytes(photo.convert("L"))):
         assert (pixels(read_image(source)) == grey[..., None]).all()
+    assert (pixels(read_image(grey / 255)) == grey[..., None]).all()
     assert set(pixels(read_image(photo.convert("1"))).ravel()) <= {0, 255}
 
 
@@ -271,11 +273,12 @@ def test_damaged_images_never_escape_as_other_errors(photo):
         (np.zeros((4, 4, 2), np.uint8), "shape"),
         (np.zeros((4,), np.uint8), "shape"),
         (np.zeros((0, 4, 3), np.uint8), "pixels"),
-        (np.full((4, 4), 255.0), "[0,1]"),
+        (np.full((4, 4), 255.0), "in [0,1], not 255 to 255: divide 0 to 255 by 255"),
         (np.full((4, 4), np.nan), "[0,1]"),
         (np.zeros((4, 4), np.uint16), "uint16"),
         (torch.zeros(2, 3, 4, 4), "shape"),
-        (torch.zeros(4, 4, 3), "shape"),
+        (torch.zeros(5, 4, 3), "shape"),
+        (torch.zeros(2, 5, 4), "shape"),
         (torch.zeros(3, 0, 4), "pixels"),
         (Image.fromarray(np.full((4, 4), 7.0, np.float32)), "outside"),
         (Image.fromarray(np.full((4, 4), 70000, np.int32)), "outside"),

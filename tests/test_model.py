@@ -9,6 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from hybridflow.ablation import Ablations
 from hybridflow.checkpoint import released
+from hybridflow.errors import HybridFlowError
 from hybridflow.masking import UNIFORM_SCHEDULES, schedule_mask
 from hybridflow.model import HybridFlow
 from hybridflow.training.freeze import freeze
@@ -120,7 +121,7 @@ def test_compress_then_decompress(model, schedule):
     x = image(batch=2)
     out = model.compress(x, quality=40, schedule=schedule)
     assert out["shape"] == (3, 5) and len(out["strings"]) == 1 and len(out["strings"][0]) == 2
-    x_hat = model.decompress(**out, quality=40, schedule=schedule)["x_hat"]
+    x_hat = model.decompress(**out)["x_hat"]
     assert x_hat.shape == x.shape and x_hat.min() >= 0 and x_hat.max() <= 1
     for i in range(2):
         _, coded = model.write(model.analyse(x[i : i + 1]), 40, schedule)
@@ -131,8 +132,23 @@ def test_compress_then_decompress(model, schedule):
 def test_forward_shows_what_decompress_gives(model):
     x = image()
     shown = model(x, 40, "1_4")["x_hat"].clamp(0, 1)
-    decoded = model.decompress(**model.compress(x, 40, "1_4"), quality=40, schedule="1_4")["x_hat"]
+    decoded = model.decompress(**model.compress(x, 40, "1_4"))["x_hat"]
     torch.testing.assert_close(shown, decoded, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("call", ["forward", "compress"])
+def test_sides_that_do_not_fit_are_refused_rather_than_cut(model, call):
+    with pytest.raises(HybridFlowError, match="images of 50 x 80 .* multiples of 16"):
+        getattr(model, call)(image(height=50))
+
+
+def test_names_that_do_not_exist_are_refused(model):
+    with pytest.raises(HybridFlowError, match="no decoder 'percept': choose one of fidelity, perceptual"):
+        model(image(), decoder="percept")
+    with pytest.raises(HybridFlowError, match="has no perceptual decoder"):
+        model(image(), decoder="perceptual")
+    with pytest.raises(HybridFlowError, match="no preset 'large': choose one of tiny, base"):
+        HybridFlow("large")
 
 
 def test_tables_are_baked_once():

@@ -60,6 +60,16 @@ def test_it_leaves_no_trace_in_the_model(codec, picture):
     assert all(parameter.grad is None for parameter in codec.model.parameters())
 
 
+def test_indices_that_are_not_sent_are_not_looked_for(codec, picture, monkeypatch):
+    asked = []
+    indices_of = type(codec.model).indices_of
+    monkeypatch.setattr(type(codec.model), "indices_of", lambda *args: asked.append(1) or indices_of(*args))
+    codec.encode(picture, schedule="none", effort=1)
+    assert not asked
+    codec.encode(picture, schedule="1_4", effort=1)
+    assert len(asked) == 1
+
+
 def test_a_target_is_kept(codec, picture):
     limit = len(codec.encode(picture, quality=20, schedule="none")) + 2
     plain, refined = (codec.encode(picture, max_bytes=limit, effort=effort) for effort in (0, STEPS))

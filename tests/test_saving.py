@@ -78,6 +78,15 @@ def test_the_umask_says_who_may_read(tmp_path):
     assert path.stat().st_mode & 0o777 == 0o640
 
 
+def test_where_modes_cannot_be_changed_files_are_written(tmp_path, monkeypatch):
+    def refused(*_, **__):
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "chmod", refused)
+    write_atomic(tmp_path / "file", b"data")
+    assert (tmp_path / "file").read_bytes() == b"data"
+
+
 def test_what_is_written_is_on_the_disk_before_it_replaces_anything(tmp_path, monkeypatch):
     calls, fsync, replace = [], os.fsync, os.replace
     monkeypatch.setattr(os, "fsync", lambda file: calls.append("fsync") or fsync(file))
