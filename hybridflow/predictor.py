@@ -23,6 +23,15 @@ def _unwindows(x: Tensor, shape: torch.Size, shift: int) -> Tensor:
     return x.roll((shift, shift), (1, 2)) if shift else x
 
 
+def _attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, multiple: int) -> Tensor:
+    """Attention of (N,heads,tokens,width), zeros added to a width that is no multiple of `multiple`: CUDA's fused
+    kernels that take a bias take only multiples of 8, and without them each score goes through memory in float32."""
+    width = query.shape[-1]
+    if more := -width % multiple:
+        query, key, value = (F.pad(t, (0, more)) for t in (query, key, value))
+    return F.scaled_dot_product_attention(query, key, value, bias, scale=width**-0.5)[..., :width]
+
+
 class WindowAttention(nn.Module):
     """Attention inside windows of 8x8 tokens with a learned relative position bias (Swin, Liu et al., ICCV 2021).
 
@@ -52,7 +61,7 @@ class WindowAttention(nn.Module):
         bias = self.relative_bias[:, self.offset].to(tokens.dtype)
         bias = bias.expand(len(visible), -1, -1, -1).masked_fill(~visible, float("-inf"))
         bias = bias.repeat(len(tokens) // len(bias), 1, 1, 1)
-        mixed = F.scaled_dot_product_attention(split(self.query(tokens)), split(key), split(value), bias)
+        mixed = _attend(split(self.query(tokens)), split(key), split(value), bias, 8 if x.is_cuda else 1)
         return _unwindows(self.out(mixed.transpose(1, 2).flatten(2)), x.shape, shift)
 
 

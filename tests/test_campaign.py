@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from hybridflow.cli import main
 from hybridflow.errors import TrainingError
 from hybridflow.training import campaign
-from hybridflow.training.campaign import Campaign
+from hybridflow.training.campaign import SEEDS_A_STAGE, Campaign
 from hybridflow.training.config import load_config, load_plan
 from hybridflow.training.data import Augmentation, decode_photo
 from hybridflow.training.loop import Run
@@ -64,7 +64,8 @@ def test_calls_and_machines_share_a_campaign(two_splits, tmp_path):
         assert entry["minutes"] >= minutes * shares[stage] and entry["config"]["batch"] == 2
     assert entries["tokenizer"]["steps"] >= begun["tokenizer"]["steps"]
     seeds = {stage: entry["config"]["seed"] for stage, entry in entries.items()}
-    assert seeds == dict.fromkeys(shares, 0) | {"tokenizer": begun["tokenizer"]["steps"]}
+    assert seeds.pop("tokenizer") == begun["tokenizer"]["steps"]
+    assert list(seeds.values()) == [SEEDS_A_STAGE * place for place in range(1, len(shares))]  # crops of its own each
     assert {"loss", "bpp", "psnr", "lpips"} <= set(entries["refit"]["validation"])
 
     made = {path.stem for path in parts.glob("*.safetensors")}

@@ -76,6 +76,20 @@ def test_matrices_of_one_shape_move_together_as_they_do_alone():
         torch.testing.assert_close(matrix.detach(), change, atol=2e-3, rtol=0)
 
 
+def test_the_order_of_channels_in_memory_changes_nothing():
+    torch.manual_seed(0)
+    plain = [with_gradient(*shape) for shape in [(16, 8, 3, 3), (24, 16, 1, 1)]]
+    last = [nn.Parameter(torch.zeros_like(matrix).to(memory_format=torch.channels_last)) for matrix in plain]
+    for layout in (torch.contiguous_format, torch.channels_last):
+        for matrix, twin in zip(plain, last):
+            matrix.data.zero_()
+            twin.data.zero_()
+            twin.grad = matrix.grad.to(memory_format=layout)
+        for change, other in zip(moved(plain, set(plain), steps=3), moved(last, set(last), steps=3)):
+            torch.testing.assert_close(other, change, atol=1e-4, rtol=0)
+            assert change.abs().max() > 1e-3
+
+
 def test_a_weight_without_a_gradient_stays_and_state_is_kept():
     torch.manual_seed(0)
     still, matrix = nn.Parameter(torch.ones(4, 8)), with_gradient(4, 8)

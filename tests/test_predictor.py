@@ -55,6 +55,15 @@ def test_each_sample_stands_alone(predictor):
         torch.testing.assert_close(alone[0], together[i])
 
 
+def test_a_wider_width_of_zeros_changes_no_attention():
+    query, key, value = torch.randn(3, 2, 4, 64, 36, generator=torch.Generator().manual_seed(0)).unbind()
+    bias = torch.randn(2, 4, 64, 64, generator=torch.Generator().manual_seed(1))
+    plain, wider = (module._attend(query, key, value, bias, multiple) for multiple in (1, 8))
+    assert plain.shape == value.shape
+    torch.testing.assert_close(wider, plain)
+    assert torch.equal(plain, torch.nn.functional.scaled_dot_product_attention(query, key, value, bias))
+
+
 @torch.inference_mode()
 def test_indices_that_were_not_sent_are_not_read(predictor):
     indices, sent, y_hat = inputs(17, 23)

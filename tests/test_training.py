@@ -376,6 +376,15 @@ def test_a_step_goes_at_its_rate_along_a_clipped_gradient(photo_set, init, tmp_p
     assert terms["gradient"] > 2e-3 and norm == pytest.approx(1e-3, rel=1e-2)
 
 
+def test_a_short_stage_is_warm_after_a_tenth(photo_set, init, tmp_path):
+    config = replace(CONFIG, max_steps=100, warmup_steps=300, learning_rate=1e-3)
+    run = start("correction", photo_set, tmp_path, init, config)
+    rates = []
+    for run.step in (0, 5, 10, 50):
+        rates.append(run._learning_rate())
+    assert rates == pytest.approx([1e-3 / 300, 0.5 * 9.94e-4, 9.76e-4, 5.05e-4], rel=1e-3)
+
+
 def test_the_clock_paces_validations_saves_and_calls(photo_set, init, tmp_path, monkeypatch):
     """At half a minute a step, where the minutes end before the steps do. A line of the log holds its steps' means."""
     paces = {"max_minutes": 5.0, "validate_minutes": 1.0, "save_minutes": 1.5, "log_steps": 4, "accumulate": 2}
@@ -705,6 +714,26 @@ def test_compiled_parts_train_as_others_do(photo_set, init, tmp_path, monkeypatc
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)
 
 
+def test_what_is_compiled_is_compiled_for_training_alone(photo_set, init, tmp_path, monkeypatch):
+    """Neither what draws by the step's number, which would be another graph each step, nor batches to validate on."""
+    compile_part, graphs = torch.nn.Module.compile, []
+
+    def counting(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda part: compile_part(part, backend=counting))
+    torch._dynamo.reset()
+    config = replace(CONFIG, compile=True, quantise_from=0.0)
+    run = start("tokenizer", photo_set, tmp_path, init, config, watched=torch.rand(3, 3, 64, 64))
+    run._step()
+    compiled = len(graphs)
+    run._validate(None)
+    run.step = 1
+    run._step()
+    assert 0 < compiled == len(graphs)
+
+
 def test_bits_of_indices_are_logged_as_bits(photo_set, init, tmp_path, monkeypatch):
     x, draws = torch.rand(1, 3, 64, 64), [Draws(0, 0, torch.arange(1)) for _ in range(2)]
     with torch.no_grad():
@@ -777,6 +806,7 @@ def test_the_command_trains_resumes_and_says_where_photos_are_missing(folder, tm
     [
         ("new", ["--init", "INIT"], "predictor needs codebook: name by --init"),
         ("new", ["--set", "batch=3", "accumulate=2"], "batch=3 cannot be split"),
+        ("new", ["--set", "compile=true", "adversarial_weight=1"], "compile does not go with adversarial_weight"),
         ("file", ["--init", "WHOLE"], "cannot write"),
         (os.fsdecode(b"o\xff"), ["--init", "WHOLE"], "is no name in UTF-8: name another folder by --out"),
     ],

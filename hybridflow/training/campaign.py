@@ -20,6 +20,10 @@ from hybridflow.training.stages import STAGES
 from hybridflow.training.streaming import open_photos
 
 
+SEEDS_A_STAGE = 10**6
+"""How far the seeds of one stage are from those of the next."""
+
+
 class Campaign:
     """A folder with `parts/`, a half-precision file for every part trained and `campaign.json`, and a run folder for
     every stage that was trained here.
@@ -128,9 +132,11 @@ class Campaign:
                 break
 
     def _seed(self, stage: str, new: int) -> int:
-        """The seed of a run that goes on, or a new one where the run is lost: else it would meet the same crops."""
+        """The seed of a run that goes on, or else a new one, of the stage and, where the run is lost, of what it has
+        done: it would meet the same crops as those before it."""
         known = self.out / stage / "config.yaml"
-        return load_config(stage, self.preset, [], known).seed if known.exists() else new
+        of_stage = SEEDS_A_STAGE * list(self.budgets).index(stage)
+        return load_config(stage, self.preset, [], known).seed if known.exists() else new + of_stage
 
     def _freeze(self, data: Path) -> None:
         """Freeze, before what reads the bits is refitted."""

@@ -29,8 +29,8 @@ class TrainConfig:
         batch, crop: crops a step, over all processes, and their side in pixels (a multiple of 64).
         accumulate: parts that a process takes its share of the batch in, one after the other, to save memory; terms of
             masked and sent indices are then averaged part by part.
-        learning_rate: Muon's peak, of which AdamW's is a half, reached after `warmup_steps`, then cosine down to a
-            hundredth.
+        learning_rate: Muon's peak, of which AdamW's is a half, reached after `warmup_steps` or a tenth of the stage,
+            whichever comes first, then cosine down to a hundredth.
         max_minutes, max_steps: the stage ends when either is reached, earlier calls of a resumed run counted; the
             schedule is paced by the steps if they are given, else by the minutes.
         relaxed_rate, relaxed_until: lambda starts at this share of itself and grows, geometrically, until it is whole
@@ -47,7 +47,8 @@ class TrainConfig:
         ema_decay: of the averaged weights that are evaluated and exported; at step n it is at most (1 + n) / (10 + n).
         clip: largest gradient norm.
         bf16: networks run in bfloat16 (autocast) where the device computes in it, else in float32.
-        compile: compile the parts by torch.compile, but for the index prior, which has no `forward`.
+        compile: compile the parts by torch.compile, but for the codebook, and the index prior, which has no `forward`;
+            not with a discriminator.
         transpose: share of the crops that are transposed; half of all are mirrored in any case.
         downscale: half of the crops are down-scaled at random by up to this factor.
         jitter: brightness, contrast and saturation change by up to this share.

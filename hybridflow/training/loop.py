@@ -40,6 +40,9 @@ _STATE_FORMAT = 3
 
 _ANOTHER_FOLDER = "go on from its weights.safetensors by --init, in another folder by --out"
 
+WARMED_BY = 0.1
+"""Share of a stage after which its learning rate is warm, however many steps that takes."""
+
 SKIPPED_MOST = 100
 """Steps one after the other without a finite gradient, at which a run gives up."""
 
@@ -136,7 +139,8 @@ class Run:
         if config.compile:
             second = [] if model.perceptual is None else model.perceptual.children()
             for part in (*model.children(), *ablations.children(), *second):
-                part.compile()
+                if part is not model.codebook:  # its restarts are drawn by the number of the step, a graph for each
+                    part.compile()
         accelerator.ddp_handler = needed("accelerate").DistributedDataParallelKwargs(
             broadcast_buffers=False, find_unused_parameters=len(self.stage.turns) > 1
         )
@@ -248,8 +252,8 @@ class Run:
         return means
 
     def _learning_rate(self) -> float:
-        """Warm-up by steps, then a cosine down to a hundredth."""
-        warm = min(1.0, (self.step + 1) / max(1, self.config.warmup_steps))
+        """Warm-up by steps, for a tenth of the stage at most, then a cosine down to a hundredth."""
+        warm = min(1.0, max((self.step + 1) / max(1, self.config.warmup_steps), self.progress / WARMED_BY))
         return self.config.learning_rate * warm * (0.505 + 0.495 * math.cos(math.pi * min(1.0, self.progress)))
 
     @torch.no_grad()
@@ -293,7 +297,10 @@ class Run:
             journal.write(self.step, figures)
 
     def _validate(self, journal: Journal | None) -> None:
-        with self._averaged(), autocast(self.device, self.config.bf16):
+        plainly = nullcontext()
+        if self.config.compile:  # for the batches that train
+            plainly = torch.compiler.set_stance("force_eager")
+        with self._averaged(), autocast(self.device, self.config.bf16), plainly:
             figures, x_hat = validate(self.stage, self.validation)
         self.measured = figures
         if self.stage.comparable:
@@ -411,8 +418,8 @@ def check_start(
     """Refuse a run of these arguments of `Run` that cannot start; call it before photos are read.
 
     Raises:
-        TrainingError: the folder holds another run, or none to resume; the batch does not split; or `init` lacks parts
-            that the stage reads.
+        TrainingError: the folder holds another run, or none to resume; the batch does not split; settings are at odds;
+            or `init` lacks parts that the stage reads.
         CheckpointError: as `held_parts`.
         HybridFlowError: the folder cannot be written.
     """
@@ -420,6 +427,8 @@ def check_start(
     if config.batch % parts:
         what = f"{accelerator.num_processes} processes x accumulate={config.accumulate}"
         raise TrainingError(f"batch={config.batch} cannot be split over {what}: choose a multiple")
+    if config.compile and config.adversarial_weight:  # whose weight asks twice for gradients that are kept but once
+        raise TrainingError("compile does not go with adversarial_weight: leave one of them out")
     check_folder(out, stage, preset, resume)
     if accelerator.is_main_process:  # which alone writes
         require_writable(out)

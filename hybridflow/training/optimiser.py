@@ -57,12 +57,15 @@ class Muon(Optimizer):
             torch._foreach_mul_(weights, 1 - group["lr"] * WEIGHT_DECAY)
             alike = defaultdict(list)
             for weight, update in zip(weights, updates):
-                alike[update.flatten(1).shape].append((weight, update))
+                if not weight.is_contiguous():  # channels last
+                    weight, update = (tensor.permute(0, 2, 3, 1) for tensor in (weight, update))
+                matrix = weight.view(len(weight), -1)  # whose columns lie as in memory: nothing is copied
+                alike[matrix.shape].append((matrix, update.reshape_as(matrix)))
             for shape, pairs in alike.items():
-                directions = self._orthogonal(torch.stack([update.flatten(1) for _, update in pairs]))
-                moves = [direction.view_as(weight) for direction, (weight, _) in zip(directions, pairs)]
+                moved, matrices = zip(*pairs)
+                directions = self._orthogonal(torch.stack(matrices)).unbind()
                 scale = self.timm.get_lr_scale(shape, "match_rms_adamw")
-                torch._foreach_add_([weight for weight, _ in pairs], moves, alpha=-group["lr"] * scale)
+                torch._foreach_add_(moved, directions, alpha=-group["lr"] * scale)
 
     def _orthogonal(self, matrices: torch.Tensor) -> torch.Tensor:
         """(N,rows,columns) -> as they are, but with singular values near 1."""
