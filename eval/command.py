@@ -9,6 +9,7 @@ from typing import ParamSpec
 
 from hybridflow.errors import HybridFlowError
 from hybridflow.precision import require_device
+from hybridflow.saving import require_writable
 from hybridflow.weights import DEFAULT
 
 P = ParamSpec("P")
@@ -42,10 +43,14 @@ def add_device(parser: argparse.ArgumentParser) -> None:
 
 
 def file_to_write(text: str) -> Path:
-    """An argument's type: the path of a file, as which a folder is refused before the work."""
+    """An argument's type: the path of a file, refused before the work if it is a folder or cannot be written."""
     path = Path(text)
     if path.is_dir():
         raise argparse.ArgumentTypeError(f"{text} is a folder: name a file in it")
+    try:
+        require_writable(path.parent)
+    except HybridFlowError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
     return path
 
 

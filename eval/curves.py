@@ -26,7 +26,8 @@ from tqdm import tqdm
 from eval.command import exit_code
 from eval.cost import Cost
 from eval.datasets import describe, list_images, sha256
-from eval.distortion import DISTORTIONS, distortions, vgg_metrics
+from eval.distortion import DISTORTIONS, VGG_SMALLEST, distortions, vgg_metrics
+from eval.result_files import NAMES
 from eval.tables import aligned
 from eval.vgg import HOW_TO_GET_IT
 from hybridflow.cli import positive
@@ -88,16 +89,16 @@ class Rows:
         self.by_key: dict[tuple[str, ...], dict[str, str]] = {}
         if not path.exists():
             return
-        whole, _, cut = path.read_text().rpartition("\n")
+        whole, _, cut = path.read_text(errors=NAMES).rpartition("\n")
         if not whole and ",".join(COLUMNS).startswith(cut):  # cut in the header
             path.unlink()
             return
-        reader = csv.DictReader(whole.splitlines())
+        reader = csv.DictReader(io.StringIO(whole, newline=""))
         if tuple(reader.fieldnames or ()) != COLUMNS:
             raise HybridFlowError(f"{path} has other columns than this version writes: move it or change -o")
         self.by_key = {self._key(row): row for row in reader}
         if cut:  # a full disk or a power cut ended the last row, to which the next one would be added
-            replace_atomically(path, lambda partial: partial.write_text(whole + "\n"))
+            _replace(path, whole + "\n")
 
     def get(self, digest: str, curve: Curve, point: str) -> dict[str, str] | None:
         """The row of an image's SHA-256 at this point, if it was made by what the curve is made by."""
@@ -114,26 +115,33 @@ class Rows:
         texts = {column: str(row.get(column, "")) for column in COLUMNS}
         self.by_key[self._key(texts)] = texts
         header = not self.path.exists()
-        with self.path.open("a", newline="") as file:
+        with self.path.open("a", newline="", errors=NAMES) as file:
             writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
             if header:
                 writer.writeheader()
             writer.writerow(texts)
 
     def tidy(self, curves: Sequence[Curve]) -> None:
-        """Write the file anew, by curve, point and image, without what others than their makers measured of curves."""
+        """Write the file anew, by curve, point and image, without what others than their makers measured of curves. What
+        another run has added of other curves stays."""
         makers = {curve.name: curve.made_by for curve in curves}
+        own = {key: row for key, row in self.by_key.items() if row["curve"] in makers}
+        self.by_key = Rows(self.path).by_key | own
         kept = [row for row in self.by_key.values() if row["made_by"] == makers.get(row["curve"], row["made_by"])]
         rows = sorted(kept, key=lambda row: (row["curve"], row["point"], row["image"]))
         text = io.StringIO()
         writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
-        replace_atomically(self.path, lambda partial: partial.write_text(text.getvalue()))
+        _replace(self.path, text.getvalue())
 
     @staticmethod
     def _key(row: dict[str, str]) -> tuple[str, ...]:
         return tuple(row[column] for column in KEY)
+
+
+def _replace(path: Path, text: str) -> None:
+    replace_atomically(path, lambda partial: partial.write_text(text, errors=NAMES))
 
 
 def measure(curve: Curve, image: Path, point: str) -> dict:
@@ -189,11 +197,11 @@ def measure_all(curves: Sequence[Curve], images: Sequence[Path], rows: Rows, wor
     """
     digests = {image: sha256(image) for image in images}
     wanted = [(curve, image, point) for image in images for curve in curves for point in curve.points]
-    needed = "dists" if vgg_metrics() else "bpp"
+    smallest = VGG_SMALLEST if vgg_metrics() else math.inf
 
     def is_missing(curve: Curve, image: Path, point: str) -> bool:
         row = rows.get(digests[image], curve, point)
-        return row is None or not row[needed]
+        return row is None or not row["dists"] and min(int(row["width"]), int(row["height"])) >= smallest
 
     missing = [job for job in wanted if is_missing(*job)]
     with (

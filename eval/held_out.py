@@ -2,12 +2,12 @@
 
     python -m eval.held_out checkpoints/tiny.safetensors runs/mean/frozen.safetensors --data photos/
 
-Weights are chosen by this: a choice made on the images that a codec is judged by flatters it. Photos are the validation
-split of training (numbers that are multiples of 50), of each the 256 pixels square in its middle, and no index is sent.
-Each weights gets a row of a Markdown table: bits per pixel of the streams, PSNR in dB of 8-bit RGB, LPIPS-Alex and J =
-distortion + lambda * bpp, means over the crops at each quality, and the sum of J over the qualities. Distortion is
-`hybridflow.losses.plain_distortion`, lambda `hybridflow.losses.rate_weight`. Less J is better: one lower by 1 % has been
-worth some 5 % of the bytes at equal LPIPS on Kodak.
+Weights are chosen by this: a choice made on the images that a codec is judged by flatters it. Photos are those of the
+validation split (numbers that are multiples of 50) that `hybridflow freeze` does not fit bits to, which are the first
+64; of each the square of 256 pixels in its middle is coded, no index sent. Each weights gets a row of a Markdown table:
+bits per pixel of the streams, PSNR in dB of 8-bit RGB, LPIPS-Alex and J = distortion + lambda * bpp, means over the
+crops at each quality, and the sum of J over the qualities, of which less is better. Distortion is
+`hybridflow.losses.plain_distortion`, lambda `hybridflow.losses.rate_weight`.
 """
 
 import sys
@@ -23,13 +23,13 @@ from eval import command, tables
 from hybridflow.checkpoint import load_parts
 from hybridflow.cli import positive
 from hybridflow.container import QUALITIES
-from hybridflow.errors import CheckpointError
+from hybridflow.errors import CheckpointError, TrainingError
 from hybridflow.image_io import tensor_to_image
 from hybridflow.losses import plain_distortion, rate_weight
 from hybridflow.metrics import load_lpips, psnr
 from hybridflow.model import PRESETS, HybridFlow
 from hybridflow.training.data import PhotoSet
-from hybridflow.training.freeze import SIDE
+from hybridflow.training.freeze import COUNT, SIDE
 
 USUAL = (5, 14, 23, 33, 45)
 """Qualities of the tables in docs/EXPERIMENTS.md."""
@@ -50,6 +50,19 @@ def load(weights: Path, preset: str) -> HybridFlow:
     if not (model.continuous.exact.frozen and model.index_prior.exact.frozen):
         raise CheckpointError(f"{weights}: its bits are not frozen: run `hybridflow freeze` on it first")
     return model.eval()
+
+
+def held_out_crops(data: Path, count: int) -> Tensor:
+    """At most `count` crops (N,3,SIDE,SIDE) in [0,1] of photos that neither training nor freezing saw.
+
+    Raises:
+        TrainingError: there are none.
+    """
+    photos = PhotoSet(data, "validation", min_side=SIDE, limit=COUNT + count)
+    if len(photos.photos) <= COUNT:
+        what = f"{len(photos.photos)} held-out photos, of which `hybridflow freeze` fits bits to the first {COUNT}"
+        raise TrainingError(f"{data} holds {what}: name a folder of more, whose names' numbers are multiples of 50")
+    return photos.centre_crops(COUNT + count, SIDE)[COUNT:]
 
 
 @torch.inference_mode()
@@ -83,7 +96,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("weights", type=Path, nargs="+", metavar="WEIGHTS", help=what)
     parser.add_argument("--preset", choices=PRESETS, default="tiny", help="sizes of the models (%(default)s)")
     parser.add_argument("--data", type=Path, required=True, help="folder of images or tar shards")
-    parser.add_argument("--crops", type=positive(int), default=96, help="at most so many photos (%(default)s)")
+    parser.add_argument("--crops", type=positive(int), default=64, help="at most so many photos (%(default)s)")
     what = "0 to 63 (%(default)s)"
     parser.add_argument(
         "--qualities", type=int, nargs="+", choices=range(QUALITIES), default=USUAL, metavar="Q", help=what
@@ -91,8 +104,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
 
     models = [load(weights, args.preset) for weights in args.weights]
-    photos = PhotoSet(args.data, "validation", min_side=SIDE, limit=args.crops)
-    crops = photos.centre_crops(args.crops, SIDE)
+    crops = held_out_crops(args.data, args.crops)
     rows = [row_of(path, figures(model, crops, args.qualities)) for path, model in zip(args.weights, models)]
     chosen = ", ".join(map(str, args.qualities))
     print(f"{len(crops)} crops, qualities {chosen}:\n\n{tables.markdown(TITLES, rows)}")

@@ -39,7 +39,7 @@ from hybridflow.tiling import STRIDE
 USUAL = (31, "1_4")
 """Quality and schedule at which parts are switched off."""
 
-CURVE_QUALITIES = (0, 15, 31, 47, 63)
+CURVE_QUALITIES = tuple(range(0, QUALITIES, 9))
 ROUND_TRIP_QUALITIES = (0, 31, 63)
 CONTINUOUS_ALONE = "continuous alone"
 RATES = 5
@@ -261,8 +261,8 @@ def main(argv: list[str] | None = None) -> int:
         if getattr(ablations, name) is None:
             raise CheckpointError(f"{baselines}: holds no {name}: name by --ablations the file that export wrote")
     photos, listed = study.open_photos(args.data, codec, ablations)
-    if all(photo.indices.numel() == 1 for photo in photos):
-        raise ImageError(f"{args.data}: no image is over {STRIDE} pixels wide or high: give a folder of photos")
+    if all(min(photo.indices.shape[1:]) == 1 for photo in photos):  # of which `1_9` sends none
+        raise ImageError(f"{args.data}: no image is over {STRIDE} pixels wide and high: give a folder of photos")
     study.publish(args.output, photos, measure_parts(photos, args.qualities), point="{}:{}".format(*USUAL))
     return command.exit_code(listed, len(photos))
 

@@ -26,6 +26,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from eval import command
+from eval.baselines import CODECS
 from eval.result_files import METRICS, CurveResult, published_curves, read_curves
 from eval.run import ABLATIONS
 
@@ -50,7 +51,7 @@ RATES = (0.008, 0.3)
 """bpp that are shown, at most, if any curve has such."""
 STYLE = {"font.size": 9, "axes.grid": True, "grid.alpha": 0.3, "svg.hashsalt": "hybridflow", "lines.markersize": 4.5}
 
-CLASSICAL = ("jpeg", "webp", "avif", "jxl", "hevc", "vvc")
+CLASSICAL = tuple(CODECS)
 ABLATED = tuple(f"-{name}" for name in ABLATIONS)
 
 

@@ -16,6 +16,9 @@ PUBLISHED_COLUMNS = {"psnr_db": "psnr-rgb", "lpips_alex": "lpips-alex", "dists":
 RESULTS = Path(__file__).parent / "results"
 """The committed results, a folder a data set."""
 
+NAMES = "surrogateescape"
+"""How the names of images that are no text are written to a CSV, and read again."""
+
 METRICS = {
     "psnr-rgb": ("PSNR, dB", True),
     "ms-ssim-rgb": ("MS-SSIM", True),
@@ -92,7 +95,7 @@ def _makers(folder: Path) -> dict[str, str]:
     """What measured each curve, by the CSVs of a folder."""
     makers = {}
     for path in folder.glob("*.csv"):
-        with path.open(newline="") as file:
+        with path.open(newline="", errors=NAMES) as file:
             rows = [row for row in csv.DictReader(file) if {"curve", "made_by"} <= row.keys()]
         makers |= {row["curve"]: row["made_by"] for row in rows}
     return makers

@@ -55,7 +55,11 @@ def load_features() -> nn.Sequential | None:
             mend = "delete it, and fetch it again by `python -m eval.vgg`"
             raise HybridFlowError(f"{fetched_path()} is damaged: {mend}") from None
     elif torchvision_path().exists():
-        whole = torch.load(torchvision_path(), weights_only=True)
+        try:
+            whole = torch.load(torchvision_path(), weights_only=True)
+        except (RuntimeError, EOFError, pickle.UnpicklingError):
+            mend = "delete it, and fetch the features by `python -m eval.vgg`"
+            raise HybridFlowError(f"{torchvision_path()} is damaged: {mend}") from None
         weights = {key.removeprefix("features."): value for key, value in whole.items() if key.startswith("features.")}
     else:
         return None

@@ -37,6 +37,10 @@ def test_a_folder_in_the_place_of_a_file_is_refused(tmp_path, capsys):
     with pytest.raises(SystemExit):
         commands.parse_args(["-o", str(tmp_path)])
     assert "is a folder: name a file in it" in capsys.readouterr().err
+    (tmp_path / "file").touch()
+    with pytest.raises(SystemExit):
+        commands.parse_args(["-o", str(tmp_path / "file" / "in.json")])
+    assert "cannot write" in capsys.readouterr().err
 
 
 def test_skipped_images_are_counted_in_the_code(capsys):

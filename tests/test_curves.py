@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import runpy
 import sys
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from eval.baselines import Baseline
 from eval.cost import Cost
 from eval.curves import COLUMNS, Coding, Rows, average, costs, measure_all, run
 from eval.datasets import sha256
+from eval.result_files import _makers
 from hybridflow.errors import HybridFlowError
 from hybridflow.image_io import read_image
 
@@ -120,11 +122,45 @@ def test_rows_without_vggs_figures_are_made_anew_once_it_is_there(folder, tmp_pa
         assert [row["dists"] for row in csv.DictReader(file)] == ["0.1"] * 4
 
 
+def test_rows_of_images_that_vgg_cannot_see_are_whole_without_it(photos, tmp_path, monkeypatch):
+    folder, path = save_crops(photos, tmp_path / "pictures", (40, 12)), tmp_path / "rows.csv"
+    monkeypatch.setattr("eval.curves.vgg_metrics", lambda: {"dists": None})
+    monkeypatch.setattr("eval.curves.distortions", lambda *_: {})
+    measure_all([Darker()], [*folder.iterdir()], Rows(path))
+    monkeypatch.setattr("eval.curves.distortions", lambda *_: pytest.fail("measured again"))
+    measure_all([Darker()], [*folder.iterdir()], Rows(path))
+
+
+def test_runs_side_by_side_keep_each_others_rows(folder, tmp_path):
+    images, path = sorted(folder.iterdir()), tmp_path / "rows.csv"
+    measure_all([Darker(made_by="before"), Darker(name="other", made_by="before")], images, Rows(path))
+    first, second = Rows(path), Rows(path)
+    measure_all([Darker()], images, first)
+    measure_all([Darker(name="other")], images, second)
+    measure_all([Darker(points=("3",))], images, first)
+    found = [(row["curve"], row["point"], row["made_by"]) for row in Rows(path).by_key.values()]
+    expected = [("darker", point) for point in "123"] + [("other", point) for point in "12"]
+    assert found == [(*pair, "first") for pair in expected for _ in images]
+
+
+def test_names_that_are_no_text_or_of_odd_lines_are_kept(folder, tmp_path, monkeypatch):
+    images, path = sorted(folder.iterdir()), tmp_path / "rows.csv"
+    names = [os.fsdecode(b"a\xff.png"), "b\u2028\x0bc.png"]
+    for image, name in zip(images, names):
+        image.rename(folder / name)
+    measure_all([Darker()], sorted(folder.iterdir()), Rows(path))
+    assert {row["image"] for row in Rows(path).by_key.values()} == {*names}
+    monkeypatch.setattr(Darker, "code", lambda *_: pytest.fail("measured again"))
+    measure_all([Darker()], sorted(folder.iterdir()), Rows(path))
+    assert _makers(tmp_path) == {"darker": "first"}
+
+
 def test_a_stopped_run_keeps_its_rows(folder, tmp_path, monkeypatch):
     images, path = sorted(folder.iterdir()), tmp_path / "rows.csv"
     monkeypatch.setattr("eval.curves.distortions", lambda *_: 1 / 0)
     rows = Rows(path)
-    rows.add({"sha256": sha256(images[0]), "curve": "darker", "point": "1", "made_by": "first"})
+    size = {"width": 72, "height": 48}
+    rows.add({"sha256": sha256(images[0]), "curve": "darker", "point": "1", "made_by": "first"} | size)
     with pytest.raises(ZeroDivisionError):
         measure_all([Darker()], images, rows)
     assert Rows(path).get(sha256(images[0]), Darker(), "1")

@@ -92,6 +92,13 @@ def test_a_damaged_file_of_vgg_is_one_error(monkeypatch, tmp_path):
     vgg.fetched_path().write_bytes(b"cut")
     with pytest.raises(HybridFlowError, match="is damaged: delete it"):
         vgg.load_features()
+    vgg.fetched_path().unlink()
+    torch.save({}, vgg.torchvision_path())
+    whole = vgg.torchvision_path().read_bytes()
+    for left in (b"", b"cut", whole[: len(whole) // 2]):
+        vgg.torchvision_path().write_bytes(left)
+        with pytest.raises(HybridFlowError, match="is damaged: delete it"):
+            vgg.load_features()
 
 
 def test_another_archive_is_refused():

@@ -7,7 +7,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from conftest import SMALL
-from eval.held_out import figures, load, main
+from eval.held_out import figures, held_out_crops, load, main
 from hybridflow.image_io import image_to_tensor, tensor_to_image
 from hybridflow.losses import pixel_errors, rate_weight
 from hybridflow.metrics import lpips, psnr
@@ -42,7 +42,21 @@ def test_figures_are_means_over_the_crops(every_part, crop):
     assert not np.allclose(one, other) and both == pytest.approx((one + other) / 2)
 
 
-def test_the_command_gives_each_weights_a_row(every_part, two_splits, tmp_path, capsys):
+def test_photos_that_bits_were_fitted_to_are_left_out(photos, tmp_path, monkeypatch, capsys, every_part):
+    monkeypatch.setattr("eval.held_out.COUNT", 2)
+    with Image.open(photos[0]) as image:
+        for number in (1, 50, 100, 150, 200):
+            image.crop((number, 0, number + 256, 256)).save(tmp_path / f"{number:03}.png")
+        others = [image_to_tensor(image.crop((n, 0, n + 256, 256)).convert("RGB"))[0] for n in (150, 200)]
+    assert torch.equal(held_out_crops(tmp_path, 9), torch.stack(others))
+    assert torch.equal(held_out_crops(tmp_path, 1), torch.stack(others[:1]))
+    monkeypatch.setattr("eval.held_out.COUNT", 4)
+    assert main([str(every_part), "--data", str(tmp_path)]) == 2
+    assert "holds 4 held-out photos, of which" in capsys.readouterr().err
+
+
+def test_the_command_gives_each_weights_a_row(every_part, two_splits, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("eval.held_out.COUNT", 0)
     weights = load_file(every_part)
     weights["pixel_decoder.head.5.bias"] = weights["pixel_decoder.head.5.bias"] + 0.2
     save_file(weights, tmp_path / "brighter.safetensors")

@@ -285,10 +285,11 @@ def test_baselines_of_another_model_or_without_a_part_are_refused(
     assert not output.exists()
 
 
-def test_images_of_one_index_each_are_refused(codec, ablations, tmp_path, monkeypatch, capsys):
-    """Of them nothing is masked."""
+@pytest.mark.parametrize("size", [(16, 5), (64, 16)])
+def test_images_of_one_row_of_indices_are_refused(size, codec, ablations, tmp_path, monkeypatch, capsys):
+    """Of them `1_9` sends nothing."""
     monkeypatch.setattr(hybridflow, "load", lambda *_, **__: codec)
-    Image.new("RGB", (16, 5)).save(tmp_path / "small.png")
+    Image.new("RGB", size).save(tmp_path / "small.png")
     save_file(ablations.state_dict(), tmp_path / "ablation.safetensors")
     output = tmp_path / "parts.json"
     command = ["--data", str(tmp_path), "--ablations", str(tmp_path / "ablation.safetensors"), "-o", str(output)]
