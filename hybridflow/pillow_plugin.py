@@ -6,8 +6,8 @@
     Image.open("photo.hf").show()
 
 `save` takes what `Codec.encode` does, `quality` from 0 to 63, and `preset`; if it refuses them, Pillow has emptied a
-file that was there. `open` reads the size alone; pixels are decoded, by the shipped weights that made the file, when
-they are first asked for.
+file that was there. Where no name tells the format, it is "HYBRIDFLOW". `open` reads the size alone; pixels are
+decoded, by the shipped weights that made the file, when they are first asked for.
 """
 
 import functools

@@ -4,7 +4,9 @@ What `hybridflow --help` says of each stands in `hybridflow.cli`, which it needs
 """
 
 import argparse
+import dataclasses
 import inspect
+import json
 from pathlib import Path
 from textwrap import dedent, fill, indent
 
@@ -51,8 +53,10 @@ def _add_train(subparsers) -> None:
     parser.add_argument("--out", type=Path, required=True, help="run folder: state, weights, log")
     parser.add_argument("--init", type=Path, help="safetensors, or a folder of them, whose parts to start from")
     parser.add_argument("--resume", action="store_true", help="go on from OUT/state.pt, by OUT/config.yaml's settings")
-    parser.add_argument("--max-minutes", type=float, help="clock of the stage; alone it sets the pace too")
-    parser.add_argument("--max-steps", type=int, help="steps of the stage")
+    what = "end the stage after so many minutes; without --max-steps learning rate and lambda go by them too"
+    parser.add_argument("--max-minutes", type=float, help=what)
+    what = "end the stage after so many steps, by which learning rate and lambda go"
+    parser.add_argument("--max-steps", type=int, help=what)
     _add_device_and_settings(parser)
     parser.set_defaults(run=_train)
 
@@ -169,7 +173,8 @@ def _add_preset(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_data(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--data", type=Path, required=True, help="folder of images or tar shards")
+    what = "folder of images or tar shards (its subfolders are not searched)"
+    parser.add_argument("--data", type=Path, required=True, help=what)
 
 
 def _add_device_and_settings(parser: argparse.ArgumentParser) -> None:
@@ -183,9 +188,11 @@ def _stages() -> str:
 
 
 def _settings() -> str:
-    """What can be `--set`, as `TrainConfig` documents them."""
+    """What can be `--set`, as `TrainConfig` documents them, and its defaults."""
     _, _, attributes = inspect.getdoc(TrainConfig).partition("Attributes:\n")
-    return indent(dedent(attributes).rstrip(), "  ")
+    defaults = ", ".join(f"{field.name}={json.dumps(field.default)}" for field in dataclasses.fields(TrainConfig))
+    where = "where hybridflow/training/configs/PRESET.yaml does not say: "
+    return indent(f"{dedent(attributes).rstrip()}\n{fill(where + defaults, 110, subsequent_indent='    ')}", "  ")
 
 
 def _train(args: argparse.Namespace) -> int:

@@ -33,8 +33,8 @@ class TrainConfig:
             whichever comes first, then cosine down to a hundredth.
         max_minutes, max_steps: the stage ends when either is reached, earlier calls of a resumed run counted; the
             schedule is paced by the steps if they are given, else by the minutes.
-        relaxed_rate, relaxed_until: lambda starts at this share of itself and grows, geometrically, until it is whole
-            after this share of the stage.
+        relaxed_rate, relaxed_until: lambda, the weight of bits per pixel, starts at this share of itself and grows,
+            geometrically, until it is whole after this share of the stage.
         commitment_weight, quantise_from: of the tokenizer; the quantiser joins after this share of the stage.
         adversarial_weight, adversarial_from: of a discriminator in the tokenizer and perceptual stages, over the weight
             at which it pulls as the distortion does; it joins after this share of the stage.

@@ -210,9 +210,10 @@ class PhotoSet(PackedPhotos):
         name_skipped("broken images", broken)
         name_skipped(f"photos of less than {min_side} pixels a side", small)
         if not photos:
-            rule = f" {_HELD_OUT}" if split == "validation" else ""
-            wanted = f"no {split} photo{rule} of at least {min_side} pixels a side"
-            raise TrainingError(f"{folder}: {wanted}: name a folder of .tar shards or images")
+            rule, mend = "", "name a folder of .tar shards or images, no folder of folders"
+            if split == "validation":
+                rule, mend = f" {_HELD_OUT}", "give one such a name, as 0050.png, which then is not trained on"
+            raise TrainingError(f"{folder}: no {split} photo{rule} of at least {min_side} pixels a side: {mend}")
         super().__init__(photos, device)
         self.augmentation = augmentation
         chance = (self._heights * self._widths).double() ** AREA_POWER
@@ -239,5 +240,6 @@ def validation_crops(folder: str | Path, count: int, size: int) -> Tensor | None
     try:
         return PhotoSet(folder, "validation", min_side=size, limit=count).centre_crops(count, size)
     except TrainingError as error:
-        warnings.warn(f"{error}; training goes on without validation", stacklevel=2)
+        without = "training goes on without validation, but `freeze` and `export` need such photos"
+        warnings.warn(f"{error}; {without}", stacklevel=2)
         return None
