@@ -4,6 +4,7 @@ The analysis gives one latent for any image; the descent finds a better one for 
 model was trained for (Campos et al., CVPR Workshops 2019; Yang et al., NeurIPS 2020). Decoder and format do not change.
 """
 
+import functools
 from collections.abc import Callable
 
 import torch
@@ -85,7 +86,7 @@ def refine(
     h, w = gained.shape[-2:]
     if min(h, w) < SMALLEST:
         return gained
-    model, distortion = RelaxedLatentModel(codec.exact), Distortion().to(image.device)
+    model, distortion = RelaxedLatentModel(codec.exact), _distortion(image.device)
     q = torch.tensor([quality], device=image.device)
     weight = float(rate_weight(q)) / image[0, 0].numel()
     features = codec.exact.features(z.long(), quality)[..., :h, :w]
@@ -107,6 +108,12 @@ def refine(
         if step >= steps // 2:
             average += y.detach() / (steps - steps // 2)
     return average
+
+
+@functools.cache
+def _distortion(device: torch.device) -> Distortion:
+    """One for all images: to make it takes a quarter of a second."""
+    return Distortion().to(device)
 
 
 class _Descent:

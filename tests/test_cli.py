@@ -214,6 +214,19 @@ def test_compare_reads_by_either_decoder(run, photo, encoded, perceptual_checkpo
     assert "bpp" in fidelity and fidelity != perceptual
 
 
+def test_compare_refuses_an_empty_name(run, photo, encoded, capsys):
+    with pytest.raises(SystemExit) as ended:
+        run("compare", photo, encoded, "-o", "")
+    assert ended.value.code == 2 and "-o has an empty name" in capsys.readouterr().err
+
+
+def test_a_checkpoint_may_be_named_as_a_preset(photo, capsys):
+    for option in ("--checkpoint", "--preset"):
+        assert main(["encode", str(photo), option, "tiny", "-o", str(photo.with_name(f"{option}.hf"))]) == 0
+    first, second = (photo.with_name(f"{option}.hf").read_bytes() for option in ("--checkpoint", "--preset"))
+    assert first == second
+
+
 def test_compare_refuses_another_size(run, photo, tmp_path, capsys):
     Image.new("RGB", (9, 9)).save(tmp_path / "small.png")
     assert run("compare", photo, tmp_path / "small.png", "-o", tmp_path / "side.png") == 1

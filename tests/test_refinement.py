@@ -132,7 +132,7 @@ class Squares(torch.nn.Module):
 def descent(monkeypatch):
     """refine(...) of a small model -> the gradients of its steps, and how far y_c went if all directions are ones."""
     codec, gradients = random_model(0).continuous, []
-    monkeypatch.setattr(refinement, "Distortion", Squares)
+    monkeypatch.setattr(refinement, "_distortion", lambda device: Squares())
     monkeypatch.setattr(
         refinement._Descent, "direction", lambda self, gradient: gradients.append(gradient) or torch.ones_like(gradient)
     )
