@@ -206,7 +206,7 @@ def round_trips(photos: Sequence[Photo], qualities: Sequence[int] = ROUND_TRIP_Q
                         "estimate_right": int((errors <= np.maximum(8, 0.02 * sizes)).sum()),
                         "estimate_error": float(errors.max()),
                         "overhead": float((sizes - coded).max()),
-                        "region_bytes": max(s["schedules"] for s in sections) / 8,
+                        "region_bytes": max(s["regions"] for s in sections) / 8,
                     }
                 )
                 bar.update()

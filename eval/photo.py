@@ -132,7 +132,7 @@ class Photo:
             self.indices, sent.to(self.device), latent.y_gained, self._tensor(quality)
         )
         total = sum(float(bits(p)) for p in (*latent.likelihoods.values(), likelihoods))
-        return (total + self.reading(quality, schedule)[1]["schedules"]) / 8 + len(header.pack()) + CHECKS
+        return (total + self.reading(quality, schedule)[1]["regions"]) / 8 + len(header.pack()) + CHECKS
 
     def _tensor(self, quality: int) -> Tensor:
         return torch.tensor([quality], device=self.device)

@@ -46,6 +46,7 @@ def main(argv: list[str] | None = None) -> int:
     With HYBRIDFLOW_DEBUG=1 in the environment, errors are raised instead of told in one line.
     """
     argv = sys.argv[1:] if argv is None else argv
+    warnings.formatwarning = _warning_line
     if isinstance(sys.stdout, io.TextIOWrapper):
         codecs.register_error("as_they_are", _as_they_are)
         sys.stdout.reconfigure(errors="as_they_are")
@@ -332,6 +333,11 @@ def _as_they_are(error: UnicodeError) -> tuple[str | bytes, int]:
         return codecs.lookup_error("surrogateescape")(error)
     except UnicodeError:
         return codecs.lookup_error("backslashreplace")(error)
+
+
+def _warning_line(message: Warning | str, *where: object, **rest: object) -> str:
+    """What is shown of a warning: no file of ours, nor a line of it."""
+    return f"hybridflow: warning: {message}\n"
 
 
 def _complain(error: Exception, name: str = "") -> None:

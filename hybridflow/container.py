@@ -30,7 +30,7 @@ _FAMILY = range(0x80, 0xC0)
 _ID_BYTES = 3
 _SIDE_BITS = (8, 12, 16, 32)
 _CRC_BYTES = 4
-_CUT = "the file is cut or damaged: get it again from its source, or decode what is left of it (--salvage)"
+_CUT = "the file is cut or damaged: get it again, or decode what is left of it (--salvage, in Python salvage=True)"
 _CUT_EARLY = "the file ends within its header: get it again from its source"
 
 

@@ -388,7 +388,7 @@ class HybridFlow(CompressionModel):
         code_check(coder, header, z, y)
         section("check")
         sent = code_sent(coder, schedule, h, w, salvage=salvage)
-        section("schedules")
+        section("regions")
         sent, indices = code_indices(coder, probability, quality, y, sent, salvage=salvage)
         section("indices")
         return Coded(z, y, sent, indices)

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import warnings
 from types import SimpleNamespace
 
 import numpy as np
@@ -336,6 +337,13 @@ def test_the_version(capsys):
     with pytest.raises(SystemExit) as ended:
         main(["--version"])
     assert ended.value.code == 0 and capsys.readouterr().out == f"hybridflow {hybridflow.__version__}\n"
+
+
+def test_a_warning_is_a_line_without_ours(monkeypatch):
+    monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)  # put back afterwards
+    with pytest.raises(SystemExit):
+        main(["--version"])
+    assert warnings.formatwarning("no photo", UserWarning, "data.py", 7, "warn()") == "hybridflow: warning: no photo\n"
 
 
 def test_a_reader_that_has_enough_is_no_error(encoded, checkpoint_path):

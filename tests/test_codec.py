@@ -72,9 +72,9 @@ def test_sections_add_up_to_the_file(codec, picture, quality, schedule):
     data = codec.encode(picture, quality=quality, schedule=schedule)
     info = codec.info(data)
     assert info["bytes"] == len(data) and info["bpp"] == 8 * len(data) / (picture.width * picture.height)
-    assert set(info["sections"]) == {"header", "z", "y", "check", "schedules", "indices", "crc"}
+    assert set(info["sections"]) == {"header", "z", "y", "check", "regions", "indices", "crc"}
     assert abs(sum(info["sections"].values()) - len(data)) < 2
-    overhead = len(data) - sum(info["sections"][name] for name in ("z", "y", "schedules", "indices"))
+    overhead = len(data) - sum(info["sections"][name] for name in ("z", "y", "regions", "indices"))
     assert overhead <= 17
 
 

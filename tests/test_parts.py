@@ -162,7 +162,7 @@ class Known:
         return {"psnr": pixels}
 
     def reading(self, quality, schedule):
-        return True, {"indices": 20.0, "y": 8 * 900.0, "schedules": 0.0, "check": 16.0}
+        return True, {"indices": 20.0, "y": 8 * 900.0, "regions": 0.0, "check": 16.0}
 
     def estimated_bytes(self, quality, schedule):
         return self.estimate

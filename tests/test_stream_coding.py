@@ -58,10 +58,10 @@ def test_round_trip(model, probability, height, width, schedule, quality, monkey
     sections = {}
     assert_equal(model.read(stream, h, w, quality, schedule, HEADER, probability, sections), written)
     assert (written.indices == analysed.indices * written.sent).all()
-    assert list(sections) == ["z", "y", "check", "schedules", "indices"]
+    assert list(sections) == ["z", "y", "check", "regions", "indices"]
     assert sections["check"] == pytest.approx(16)
     assert abs(len(stream) - sum(sections.values()) / 8) < 1.01
-    assert (sections["indices"] > 0) == written.sent.any() and (sections["schedules"] > 0) == (schedule == "dynamic")
+    assert (sections["indices"] > 0) == written.sent.any() and (sections["regions"] > 0) == (schedule == "dynamic")
 
 
 def test_z_of_many_runs_and_far_from_its_means_comes_back(probability):
