@@ -113,7 +113,7 @@ def refine(
 @functools.cache
 def _distortion(device: torch.device) -> Distortion:
     """One for all images: to make it takes a quarter of a second."""
-    return Distortion().to(device)
+    return Distortion().float().to(device)  # whatever PyTorch's default is
 
 
 class _Descent:

@@ -147,11 +147,17 @@ def every_part(tmp_path_factory) -> Path:
     return path
 
 
-@pytest.fixture
-def one_thread():
-    """Sums are taken in an order that depends on the number of threads, and training amplifies the difference; several
-    threads on a busy machine wait for each other most of the time."""
+@pytest.fixture(autouse=True)
+def as_it_was(monkeypatch):
+    """Errors are told in a line, whatever the environment says, and a test leaves the number of threads alone."""
+    monkeypatch.delenv("HYBRIDFLOW_DEBUG", raising=False)
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def one_thread(as_it_was):
+    """Sums are taken in an order that depends on the number of threads, and training amplifies the difference; several
+    threads on a busy machine wait for each other most of the time."""
+    torch.set_num_threads(1)

@@ -1,5 +1,6 @@
 """A campaign goes through its plan, in one call or many, and leaves the parts of every stage."""
 
+import itertools
 import json
 import os
 import signal
@@ -13,7 +14,7 @@ from safetensors.torch import load_file
 
 from hybridflow.cli import main
 from hybridflow.errors import TrainingError
-from hybridflow.training import campaign
+from hybridflow.training import campaign, loop
 from hybridflow.training.campaign import SEEDS_A_STAGE, Campaign
 from hybridflow.training.config import load_config, load_plan
 from hybridflow.training.data import Augmentation, decode_photo
@@ -37,9 +38,12 @@ def test_a_plan_shares_all_its_minutes_among_stages_in_their_order(preset):
     assert list(shares) == [stage for stage in STAGES if stage in shares]
 
 
-def test_calls_and_machines_share_a_campaign(two_splits, tmp_path):
+def test_calls_and_machines_share_a_campaign(two_splits, tmp_path, monkeypatch):
+    clock = SimpleNamespace(monotonic=itertools.count(0, 0.5).__next__)  # by which a step takes two seconds
+    monkeypatch.setattr(campaign, "time", clock)
+    monkeypatch.setattr(loop, "time", clock)
     first = Campaign("tiny", tmp_path / "one", None, 4)
-    first.train(two_splits, 0.25, "cpu", QUICK)  # reading photos and AlexNet takes a fifth of it
+    first.train(two_splits, 0.25, "cpu", QUICK)
     parts = tmp_path / "one" / "parts"
     begun = json.loads((parts / "campaign.json").read_text())["stages"]
     assert first.next_stage == "tokenizer" and list(begun) == ["tokenizer"]
@@ -254,6 +258,13 @@ def test_parts_that_were_copied_halfway_are_copied_again(two_splits, tmp_path, m
 
 
 def test_the_command_says_what_comes_next(two_splits, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(campaign.Campaign, "train", lambda self, *arguments: None)
-    assert main(["campaign", "--data", str(two_splits), "--out", str(tmp_path), "--minutes", "1"]) == 0
+    told = []
+    monkeypatch.setattr(campaign.Campaign, "train", lambda self, *arguments: told.append((self, arguments)))
+    command = ["campaign", "--data", str(two_splits), "--out", str(tmp_path / "out"), "--minutes", "1.5"]
+    assert main(command) == 0
     assert "0 steps: reading took the clock, give it more --minutes, tokenizer comes next" in capsys.readouterr().out
+    (tmp_path / "campaign.json").write_text(json.dumps({"preset": "tiny", "stages": {}}))
+    assert main([*command, "--init", str(tmp_path), "--total-minutes", "7", "--set", "seed=3", "batch=4"]) == 0
+    (_, plain), (begun, given) = told
+    assert plain == (two_splits, 1.5, "cpu", []) and given == (two_splits, 1.5, "cpu", ["seed=3", "batch=4"])
+    assert begun.init == tmp_path and begun.ledger["total_minutes"] == 7

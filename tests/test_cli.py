@@ -221,6 +221,38 @@ def test_compare_refuses_an_empty_name(run, photo, encoded, capsys):
     assert ended.value.code == 2 and "-o has an empty name" in capsys.readouterr().err
 
 
+def test_options_reach_the_codec(run, photo, encoded, tmp_path, monkeypatch):
+    asked = []
+    encode, decode, load = Codec.encode, Codec.decode, hybridflow.load
+    monkeypatch.setattr(Codec, "encode", lambda *args, **options: asked.append(options) or encode(args[0], args[1]))
+    monkeypatch.setattr(Codec, "decode", lambda *args, **options: asked.append(options) or decode(*args))
+    monkeypatch.setattr(hybridflow, "load", lambda *args, **options: asked.append(options) or load(*args))
+    usual = {"quality": None, "bpp": None, "max_bytes": None, "schedule": None, "effort": 0}
+    for options, expected in [
+        (["encode", photo, "--bpp", "0.5", "--effort", "3"], {"bpp": 0.5, "effort": 3}),
+        (["encode", photo, "--bytes", "99", "--schedule", "none"], {"max_bytes": 99, "schedule": "none"}),
+        (["encode", photo, "--quality", "7"], {"quality": 7}),
+        (["decode", encoded, "--preview"], {"preview": True, "salvage": False}),
+        (["decode", encoded, "--salvage"], {"preview": False, "salvage": True}),
+    ]:
+        asked.clear()
+        assert run(*options, "--force", "-o", tmp_path / ("out.hf" if options[0] == "encode" else "out.png")) == 0
+        loaded, given = asked
+        assert loaded == {"device": "cpu", "decoder": "fidelity"}
+        assert given == ((usual | expected) if options[0] == "encode" else expected)
+
+
+def test_the_limit_that_is_given_binds(run, photo, capsys):
+    def size(*options):
+        assert run("encode", photo, *options, "--force") == 0
+        return int(re.search(r"(\d+) bytes", capsys.readouterr().out)[1])
+
+    largest, smallest = (size("--quality", quality, "--schedule", "none") for quality in (63, 0))
+    middle = (largest + smallest) // 2
+    assert smallest < middle < largest == size("--bytes", largest)
+    assert size("--bytes", middle) <= middle and size("--bpp", 8 * middle / (SIZE[0] * SIZE[1])) <= middle
+
+
 def test_a_checkpoint_may_be_named_as_a_preset(photo, capsys):
     for option in ("--checkpoint", "--preset"):
         assert main(["encode", str(photo), option, "tiny", "-o", str(photo.with_name(f"{option}.hf"))]) == 0

@@ -2,6 +2,7 @@
 
 import io
 import shutil
+from contextlib import ExitStack
 from fractions import Fraction
 
 import numpy as np
@@ -12,6 +13,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import hybridflow
+from hybridflow import refinement, tiling
 from hybridflow.checkpoint import load_release, model_id, read_weights
 from hybridflow.codec import Codec, available, shipped_id
 from hybridflow.container import pack, unpack
@@ -181,6 +183,7 @@ def test_a_rate_may_be_any_real_number(codec, picture):
 
 
 def test_the_default_type_of_tensors_changes_nothing(codec, checkpoint_path, picture):
+    refinement._distortion.cache_clear()
     torch.set_default_dtype(torch.float64)
     try:
         other = hybridflow.load(checkpoint_path)
@@ -188,6 +191,8 @@ def test_the_default_type_of_tensors_changes_nothing(codec, checkpoint_path, pic
         decoded = other.decode(data)
     finally:
         torch.set_default_dtype(torch.float32)
+    kept = refinement._distortion(torch.device("cpu")).state_dict()
+    assert {tensor.dtype for tensor in kept.values()} == {torch.float32}
     assert other.model_id == codec.model_id and refined != data == codec.encode(picture, schedule="1_4")
     assert (pixels(decoded) == pixels(codec.decode(data))).all()
 
@@ -207,6 +212,27 @@ def test_a_file_of_another_shipped_preset_names_it(codec, picture, monkeypatch):
     monkeypatch.undo()
     with pytest.raises(ModelMismatchError, match="choose preset tiny$"):
         codec.decode(data)
+
+
+def test_large_pictures_are_worked_on_by_tiles(codec, photos, monkeypatch):
+    """Which bounds the memory that they take, and makes no other picture."""
+    with Image.open(photos[0]) as image:
+        picture = image.crop((64, 200, 704, 328)).convert("RGB")
+    whole = codec.encode(picture, quality=40, schedule="1_4")
+    expected, sizes = pixels(codec.decode(whole)), []
+    monkeypatch.setattr(tiling, "TILE", 8)
+    with ExitStack() as hooks:
+        for part, stride in ((codec.model.pixel_decoder, 16), (codec.model.continuous.analysis, 1)):
+
+            def note(module, arguments, stride=stride):
+                sizes.append(stride * max(arguments[0].shape[-2:]))
+
+            hooks.callback(part.register_forward_pre_hook(note).remove)
+        data = codec.encode(picture, quality=40, schedule="1_4")
+        decoded = pixels(codec.decode(whole))
+    assert len(sizes) == 2 * 5 and max(sizes) <= 16 * (8 + 2 * tiling.HALO) < picture.width
+    assert len(data) == pytest.approx(len(whole), rel=0.01)
+    assert abs(decoded - expected).max() <= 1 and (decoded != expected).mean() <= 1e-4
 
 
 @pytest.mark.parametrize("decoder", DECODERS)

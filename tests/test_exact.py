@@ -48,6 +48,17 @@ def test_a_layer_is_a_convolution_of_integers(device, kernel):
         assert total[b, o, i, j] == (weight[o] * window).sum() * multiplier[o] + bias[rows[b], o]
 
 
+def test_sums_that_float32_cannot_hold_are_exact():
+    """As many inputs as `base` has, the largest there are, each of its weight's sign: over thirty times 2^24."""
+    layer = random_integers(IntegerConv(112, 8, 3))
+    x = 8191 * layer.weight[0].sign().long() - torch.arange(1008) % 3
+    total = layer(x.view(1, 112, 3, 3))[0, :, 1, 1]
+    weight, multiplier, bias = (t.numpy().astype(object) for t in layer.buffers())
+    sums = (weight * x.numpy().astype(object)).sum(1)
+    assert sums[0] > 30 * 2**24 and int(np.float32(sums[0])) != sums[0]
+    assert total.tolist() == list(sums * multiplier + bias[0])
+
+
 PLACES = torch.tensor([0, 8, 10, 33, 45, 53])
 """Some of the 6 x 9 positions, its corners among them."""
 

@@ -128,7 +128,8 @@ def test_parts_of_a_batch_add_up_to_the_whole(folder, every_part, tmp_path):
     for parts in (1, 2):
         run("correction", folder, tmp_path / str(parts), every_part, settings | {"accumulate": parts}).train()
     whole, parts = curve(tmp_path / "1"), curve(tmp_path / "2")
-    for line, other in zip(whole, parts):
+    assert len(whole) == 4
+    for line, other in zip(whole, parts, strict=True):
         assert (other["pixels"], other["lpips"]) == pytest.approx((line["pixels"], line["lpips"]), abs=1e-5)
         assert other["gradient"] == pytest.approx(line["gradient"], rel=1e-2)
     with pytest.raises(TrainingError, match="batch=4"):

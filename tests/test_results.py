@@ -9,6 +9,8 @@ import pytest
 from eval.curves import average
 from eval.result_files import RESULTS
 from eval.run import ablations_of, digest, load_codec, whole_of
+from hybridflow.image_io import read_image
+from hybridflow.metrics import lpips, psnr
 from hybridflow.weights import DECODERS, available
 
 FOLDERS = ("kodak", "cid22val")
@@ -44,6 +46,19 @@ def test_studies_are_of_the_weights_that_are_shipped(study):
     for path in paths:
         model = load_codec(path.stem, "cpu").model
         assert json.loads(path.read_text())["description"].endswith(f"weights {digest(model)}"), f"{path}: measure anew"
+
+
+@pytest.mark.parametrize("decoder", DECODERS)
+@pytest.mark.parametrize("name", available())
+def test_shipped_weights_make_the_pictures_that_were_measured(name, decoder, photos):
+    """What encoder and decoder do alike, another slope of all rectifiers say, no other test sees: of random weights any
+    will do."""
+    curve, photo = whole_of(name, "cpu", None, 0, decoder), photos[-1]
+    *_, row = (row for row in rows_of("kodak")[curve.name] if row["image"] == photo.name)
+    coding, original = curve.code(photo, row["point"]), read_image(photo)
+    assert coding.bytes == pytest.approx(int(row["bytes"]), rel=0.01)
+    assert psnr(original, coding.decoded) == pytest.approx(float(row["psnr-rgb"]), abs=0.05)
+    assert lpips(original, coding.decoded) == pytest.approx(float(row["lpips-alex"]), abs=0.005)
 
 
 @pytest.mark.parametrize("name", available())

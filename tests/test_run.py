@@ -4,16 +4,20 @@ import copy
 import csv
 import json
 
+import numpy as np
 import pytest
 import torch
 from conftest import save_crops
 from safetensors.torch import save_file
 
+from eval.blockiness import blockiness
 from eval.photo import Photo
 from eval.run import Point, digest, load_ablations, load_codec, main, spread
 from hybridflow.ablation import Ablations
 from hybridflow.checkpoint import released
 from hybridflow.codec import Codec
+from hybridflow.image_io import read_image
+from hybridflow.metrics import psnr
 
 
 @pytest.fixture
@@ -74,6 +78,9 @@ def test_every_curve_is_measured_on_real_files(checkpoint_path, folder, tmp_path
         assert int(row["bytes"]) == len(data)
         assert float(row["bpp"]) == pytest.approx(8 * len(data) / (int(row["width"]) * int(row["height"])))
         assert bool(row["ms-ssim-rgb"]) == (row["width"] == "176")
+        original, decoded = read_image(folder / row["image"]), codec.decode(data)
+        assert float(row["psnr-rgb"]) == pytest.approx(psnr(original, decoded))
+        assert float(row["blockiness-8"]) == pytest.approx(blockiness(np.asarray(decoded), 8))
     for row in rows:
         if row["curve"] == "small-continuous-mse":
             photo, quality = Photo(codec, ablations.eval(), folder / row["image"]), Point.parse(row["point"]).quality

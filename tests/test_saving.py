@@ -8,8 +8,14 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from conftest import SMALL
+from eval.curves import COLUMNS, Rows
+from hybridflow.checkpoint import save_release
 from hybridflow.errors import HybridFlowError
+from hybridflow.model import HybridFlow
 from hybridflow.saving import replace_atomically, require_writable, write_atomic
+from hybridflow.training.campaign import Campaign
+from hybridflow.training.journal import Journal
 
 
 def test_nothing_is_replaced_without_force(tmp_path):
@@ -20,6 +26,44 @@ def test_nothing_is_replaced_without_force(tmp_path):
     assert path.read_bytes() == b"first"
     write_atomic(path, b"second", force=True)
     assert path.read_bytes() == b"second"
+
+
+def log_anew(path):
+    Journal(path.parent, 0, None, 1)
+
+
+def rows_anew(path):
+    Rows(path).tidy([])
+
+
+def release_anew(path):
+    save_release(path, HybridFlow(SMALL), {})
+
+
+def ledger_anew(path):
+    Campaign("tiny", path.parent.parent, None, 4)._write_ledger()
+
+
+@pytest.mark.parametrize(
+    "name, write, before",
+    [
+        ("log.jsonl", log_anew, '{"step": 0}\n{"step": 1}\n'),
+        ("rows.csv", rows_anew, ",".join(COLUMNS) + "\n"),
+        ("small.safetensors", release_anew, "the last release"),
+        ("parts/campaign.json", ledger_anew, '{"preset": "tiny", "stages": {}}'),
+    ],
+)
+def test_what_is_written_anew_stays_old_until_it_is_whole(name, write, before, tmp_path, monkeypatch):
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(before)
+    monkeypatch.setattr(os, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        write(path)
+    assert path.read_text() == before and [*path.parent.iterdir()] == [path]
 
 
 def test_links_are_kept_and_not_replaced_without_force(tmp_path):

@@ -127,11 +127,10 @@ def test_the_command_measures_random_weights(codec, tmp_path, monkeypatch, capsy
     monkeypatch.setattr(speeds, "PRESETS", {"small": codec.model.preset})
     monkeypatch.setattr(speeds, "HybridFlow", lambda preset: HybridFlow(speeds.PRESETS[preset]))
     monkeypatch.setattr(speeds, "read_image", lambda path: read_image(path).crop((0, 0, 64, 64)))
-    threads, output = torch.get_num_threads(), tmp_path / "speed.json"
+    output = tmp_path / "speed.json"
     command = ["--random", "small", "--repeats", "1", "--threads", "1", "--against", "mbt2018-mean"]
     command += ["--megapixels", "0.002", "0.002"]  # of which no growth can be told
     assert main([*command, "-o", str(output)]) == 0
-    torch.set_num_threads(threads)
     result = json.loads(output.read_text())
     assert len(result["sizes"]) == 2 and all(row["encode_seconds"] > 0 for row in result["sizes"])
     ours, peer = result["against"]

@@ -198,6 +198,21 @@ def test_a_discriminator_trains_beside_the_decoder_and_is_not_released(stage, ph
     assert all(torch.equal(p, after[name]) for name, p in run.trained["judge"].items())
 
 
+@pytest.mark.parametrize("stage", ["tokenizer", "perceptual"])
+def test_a_resumed_run_with_a_discriminator_goes_on_as_an_unbroken_one(stage, photo_set, init, tmp_path, one_thread):
+    """Codebook averages and both optimisers included."""
+    config = replace(ADVERSARIAL, max_steps=5, quantise_from=0.0)
+    start(stage, photo_set, tmp_path / "straight", init, config).train()
+    broken = start(stage, photo_set, tmp_path / "broken", init, config)
+    for _ in range(3):  # of which the last has the discriminator join
+        broken._step()
+        broken.step += 1
+    broken.save()
+    start(stage, photo_set, tmp_path / "broken", init, config, resume=True).train()
+    one, other = (load_file(tmp_path / name / "weights.safetensors") for name in ("straight", "broken"))
+    assert one.keys() == other.keys() and [key for key in one if not torch.equal(one[key], other[key])] == []
+
+
 def test_the_perceptual_decoder_starts_from_the_first_or_goes_on(photo_set, init, tmp_path):
     first = start("perceptual", photo_set, tmp_path / "first", init)
     for name, part in first.stage.model.perceptual.named_children():
@@ -551,12 +566,13 @@ def test_a_log_that_does_not_fit_is_no_end_of_a_run(tmp_path, monkeypatch):
 
     for name in ("add_scalar", "add_image", "close"):
         monkeypatch.setattr(journal.board, name, full)
-    journal.path = Path("/dev/full")
+    monkeypatch.setattr("builtins.open", full)
     with pytest.warns(UserWarning, match="the log cannot be written .*No space left.*training goes on") as caught:
         journal.write(1, {"loss": 1.0})
         journal.show(1, torch.zeros(1, 3, 8, 8), torch.zeros(1, 3, 8, 8))
         journal.close()
     assert len(caught) == 4
+    monkeypatch.undo()
     (tmp_path / "log.jsonl").write_text('{"step": 1}\n{"step": 2, "lo{"step": 3}\n{"step": 4}\n')  # half a line fitted
     Journal(tmp_path, 4, None, 1).close()
     assert (tmp_path / "log.jsonl").read_text() == '{"step": 1}\n{"step": 4}\n'
