@@ -122,8 +122,8 @@ class Rows:
             writer.writerow(texts)
 
     def tidy(self, curves: Sequence[Curve]) -> None:
-        """Write the file anew, by curve, point and image, without what others than their makers measured of curves. What
-        another run has added of other curves stays."""
+        """Write the file anew, by curve, point and image, without what others than their makers measured of curves.
+        What another run has added of other curves stays."""
         makers = {curve.name: curve.made_by for curve in curves}
         own = {key: row for key, row in self.by_key.items() if row["curve"] in makers}
         self.by_key = Rows(self.path).by_key | own

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import SMALL
 from safetensors.torch import save_file
 
-from conftest import SMALL
 from eval.curves import COLUMNS, Rows
 from hybridflow.checkpoint import save_release
 from hybridflow.errors import HybridFlowError
