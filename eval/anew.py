@@ -1,41 +1,41 @@
-"""Measure anew, with the weights that are there now, all that is committed of a checkpoint: after `hybridflow export`.
+"""Measure a checkpoint's committed curves and studies anew, with the weights that are there now: after an export.
 
     python -m eval.anew tiny --kodak DIR --cid22val DIR --workers 2
 
-Every curve of the checkpoint in `eval/results` is measured at the points that it has there, by `eval.run`; then its
-`eval.parts` and `eval.freezing`, and README's tables are written. Rows of these very weights are not measured again, so
-a run that was stopped goes on. Two cores take some three hours. A baseline that was trained for rate + MSE is not
-shipped: its curve is measured if `--mse` names one that was trained beside these weights.
+The curves are those that `eval/results` holds of it, at the points that they have there (`eval.run`); then come its
+`eval.parts` and `eval.freezing`, and README's tables. Rows of these very weights are not measured again, so a run that
+was stopped goes on. On two cores it takes some three hours. A curve whose baseline is not shipped is named and left as
+it is, but for the continuous stream's for rate + MSE if `--mse` names one that was trained beside these weights.
 """
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
-from eval import command, datasets, freezing, parts, readme, run
+import torch
+
+from eval import command, datasets, freezing, parts, readme
+from eval.curves import Curve, run
 from eval.result_files import RESULTS, read_curves
+from eval.run import ablations_of, whole_of
 from hybridflow.cli import positive
 from hybridflow.weights import available
 
 
-def commands(name: str, folder: str, data: Path, workers: int, mse: Path | None) -> list[list[str]]:
-    """Arguments of each `eval.run` that measures a checkpoint's curves in a folder of committed results."""
-    points = {curve.key: curve.results["point"] for curve in read_curves(RESULTS / folder)}
-    common = ["--data", str(data), "--checkpoint", name, "-o", str(RESULTS / folder), "--workers", str(workers)]
-    found = []
-    for key in points:
-        variant = key.removeprefix(name)
-        if key == name:
-            ablated = any(other.startswith(f"{name}-{ablation}") for ablation in run.ABLATIONS for other in points)
-            options = [] if ablated else ["--no-ablations"]
-            options = ["--mse", str(mse)] if ablated and mse else options
-        elif variant.startswith("-effort-"):
-            options = ["--effort", variant.removeprefix("-effort-")]
-        elif variant == "-perceptual":
-            options = ["--decoder", "perceptual"]
-        else:
-            continue
-        found.append([*common, *options, "--points", *points[key]])
-    return found
+def committed(name: str, folder: str, mse: Path | None = None) -> list[Curve]:
+    """The curves of a checkpoint in a folder of committed results, at their points; those that cannot be measured are
+    named on standard error."""
+    points = {curve.key: tuple(curve.results["point"]) for curve in read_curves(RESULTS / folder)}
+    points = {key: at for key, at in points.items() if key.split("-")[0] == name}
+    efforts = [int(key.rpartition("-")[2]) for key in points if key.startswith(f"{name}-effort-")]
+    whole = whole_of(name, "cpu", None, 0, "fidelity")
+    curves = [whole, *(whole_of(name, "cpu", None, effort, "fidelity") for effort in efforts)]
+    if f"{name}-perceptual" in points:
+        curves.append(whole_of(name, "cpu", None, 0, "perceptual"))
+    curves += ablations_of(whole, mse)
+    for left in sorted(points.keys() - {curve.name for curve in curves}):
+        print(f"{folder}/{left} is left as it is: its baseline is not shipped", file=sys.stderr)
+    return [replace(curve, points=points[curve.name]) for curve in curves if curve.name in points]
 
 
 @command.one_line_errors
@@ -50,21 +50,18 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--workers", type=positive(int), default=1, metavar="N", help=what)
     args = parser.parse_args(argv)
 
-    folders = {key: getattr(args, key) for key in datasets.DATA_SETS}
+    name, folders = args.checkpoint, {key: getattr(args, key) for key in datasets.DATA_SETS}
     for key, data in folders.items():
         datasets.check(key, data)
-    jobs = [
-        (run.main, arguments)
-        for key, data in folders.items()
-        for arguments in commands(args.checkpoint, key, data, args.workers, args.mse)
-    ]
-    for study in (parts, freezing):
-        output = RESULTS / study.__name__.rpartition(".")[2] / f"{args.checkpoint}.json"
-        jobs.append((study.main, ["--data", str(args.kodak), "--checkpoint", args.checkpoint, "-o", str(output)]))
-    for measure, arguments in [*jobs, (readme.main, [])]:
-        if code := measure(arguments):
+    threads = torch.get_num_threads()
+    for key, data in folders.items():
+        run(committed(name, key, args.mse), data, RESULTS / key, f"{name}.csv", args.workers)
+    torch.set_num_threads(threads)  # of which `run` leaves one
+    for study, folder in ((parts, "parts"), (freezing, "freezing")):
+        output = RESULTS / folder / f"{name}.json"
+        if code := study.main(["--data", str(args.kodak), "--checkpoint", name, "-o", str(output)]):
             return code
-    return 0
+    return readme.main([])
 
 
 if __name__ == "__main__":

@@ -130,7 +130,7 @@ def load_parts(path: str | Path, *owners: nn.Module) -> set[str]:
                 part.load_state_dict(given)
             except RuntimeError as error:
                 reason = shorten(str(error), 200)
-                mend = f"part {name} does not fit this preset ({reason}): choose its own (--preset)"
+                mend = f"part {name} does not fit this preset ({reason}): choose the one that they were made with"
                 raise CheckpointError(f"{path}: {mend}") from None
     if not loaded:
         raise CheckpointError(f"{path}: holds no part of this model: name a run's weights.safetensors")

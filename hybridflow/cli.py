@@ -13,7 +13,8 @@ import os
 import sys
 import warnings
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from PIL import Image
@@ -25,7 +26,7 @@ from hybridflow.errors import HybridFlowError, ModelMismatchError
 from hybridflow.image_io import encode_image, looks_like_image, read_image, writable_format, write_image
 from hybridflow.saving import refuse_overwrite, write_atomic
 from hybridflow.side_by_side import side_by_side
-from hybridflow.weights import DECODERS, DEFAULT
+from hybridflow.weights import DECODERS, DEFAULT, available
 
 TRAINING = {
     "train": "train one stage of a model",
@@ -36,6 +37,7 @@ TRAINING = {
     "export": "turn a run's weights into a checkpoint",
 }
 STREAM = "-"  # stands for standard input or output
+INVENTED = ", texture is invented: text and faces may be wrong"
 FOLDER = "/", os.sep  # what the name of a folder that is yet to be made ends in
 
 
@@ -46,7 +48,9 @@ def main(argv: list[str] | None = None) -> int:
     With HYBRIDFLOW_DEBUG=1 in the environment, errors are raised instead of told in one line.
     """
     argv = sys.argv[1:] if argv is None else argv
-    warnings.formatwarning = _warning_line
+    shown = warnings.formatwarning
+    if os.environ.get("HYBRIDFLOW_DEBUG") != "1":
+        warnings.formatwarning = _warning_line
     if isinstance(sys.stdout, io.TextIOWrapper):
         codecs.register_error("as_they_are", _as_they_are)
         sys.stdout.reconfigure(errors="as_they_are")
@@ -55,7 +59,10 @@ def main(argv: list[str] | None = None) -> int:
             args = _parser(with_training=bool(argv) and argv[0] in TRAINING).parse_args(argv)
             return args.run(args)
         finally:
-            _flush_output()
+            warnings.formatwarning = shown
+            if sys.stdout is not None:
+                with _standard_output():
+                    sys.stdout.flush()
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:  # whoever read standard output has enough
@@ -82,7 +89,7 @@ def _encode(args: argparse.Namespace) -> int:
         _write(target, data, args.force)
         header, _ = unpack(data)
         rate = f"{len(data)} bytes, {_bpp(data, image):.4f} bpp"
-        _say(target, f"{target}: {rate}, quality {header.quality}, schedule {header.schedule}")
+        _say(f"{target}: {rate}, quality {header.quality}, schedule {header.schedule}", target)
 
     return _each(jobs, encode)
 
@@ -91,7 +98,7 @@ def _decode(args: argparse.Namespace) -> int:
     jobs = _plan(args, ".png", _looks_encoded)
     check = not (args.preview or args.salvage)
     codec_of = _codec_of(args, args.decoder, check)
-    warning = ", texture is invented: text and faces may be wrong" if args.decoder == "perceptual" else ""
+    warning = INVENTED if args.decoder == "perceptual" else ""
 
     def decode(source: str, target: str) -> None:
         data = _read(source)
@@ -101,7 +108,7 @@ def _decode(args: argparse.Namespace) -> int:
         writable_format(suffix)
         image = codec_of(data).decode(data, preview=args.preview, salvage=args.salvage)
         _write(target, encode_image(image, suffix), args.force)
-        _say(target, f"{target}: {image.width} x {image.height}{warning}")
+        _say(f"{target}: {image.width} x {image.height}{warning}", target)
 
     return _each(jobs, decode)
 
@@ -113,7 +120,7 @@ def _info(args: argparse.Namespace) -> int:
         data = _read(source)
         codec = codec_of(data)
         facts = {"name": source, **codec.info(data)}
-        tqdm.write(json.dumps(facts) if args.json else _table(facts, codec.name))
+        _say(json.dumps(facts) if args.json else _table(facts, codec.name))
 
     return _each([(source,) for source in _expand(args, _looks_encoded)], info)
 
@@ -125,11 +132,13 @@ def _compare(args: argparse.Namespace) -> int:
         _refuse(args.output, args.force, args.original, args.decoded)
         writable_format(Path(args.output).suffix)
 
-    codec_of = _codec_of(args, args.decoder)
+    codec_of, warning = _codec_of(args, args.decoder), ""
 
     def read(source: str) -> tuple[Image.Image, bytes]:
+        nonlocal warning
         data = _read(source)
         if source.endswith(".hf") or looks_like_file(data):
+            warning = INVENTED if args.decoder == "perceptual" else ""
             return codec_of(data).decode(data), data
         return _read_picture(source, data), data
 
@@ -138,8 +147,8 @@ def _compare(args: argparse.Namespace) -> int:
     from hybridflow.metrics import lpips, psnr
 
     distance = f"PSNR {psnr(original, decoded):.2f} dB, LPIPS {lpips(original, decoded):.4f}"
-    figures = f"{_bpp(data, decoded):.4f} bpp, {distance}"
-    print(f"{args.decoded}: {len(data)} bytes, {figures}")
+    figures = f"{_bpp(data, decoded):.4f} bpp, {distance}{warning}"
+    _say(f"{args.decoded}: {len(data)} bytes, {figures}")
     if args.output:
         picture = side_by_side([original, decoded], ["original", figures])
         write_image(picture, args.output, force=args.force)
@@ -149,13 +158,14 @@ def _compare(args: argparse.Namespace) -> int:
 # --- what they share ------------------------------------------------------------------------------------------------
 
 
-def _weights(args: argparse.Namespace, otherwise: str | None) -> str | None:
+def _weights(args: argparse.Namespace, otherwise: str | None) -> str | Path | None:
     """The checkpoint or preset that was named, if one was."""
-    named = args.preset if args.checkpoint is None else args.checkpoint
-    return otherwise if named is None else named
+    if args.checkpoint is not None:
+        return args.checkpoint if args.checkpoint in available() else Path(args.checkpoint)
+    return otherwise if args.preset is None else args.preset
 
 
-def _load(args: argparse.Namespace, name: str, decoder: str = DECODERS[0]):
+def _load(args: argparse.Namespace, name: str | Path, decoder: str = DECODERS[0]):
     import hybridflow
 
     return hybridflow.load(name, device=args.device, decoder=decoder)
@@ -299,21 +309,24 @@ def _refuse(target: str, force: bool, *sources: str) -> None:
 
 
 def _write(target: str, data: bytes, force: bool) -> None:
-    if target == STREAM:
-        _flush_output(data)
-    else:
+    if target != STREAM:
         write_atomic(target, data, force=force)
-
-
-def _flush_output(data: bytes = b"") -> None:
-    """Write what standard output holds, and data after it. Where that fails the rest goes nowhere, so that it is told
-    once, and not again by Python's own last flush."""
-    if sys.stdout is None:
         return
+    if sys.stdout is None:
+        raise HybridFlowError("there is no standard output: name a file by -o")
+    with _standard_output():
+        rest = memoryview(data)
+        while rest:  # an unbuffered one may take a part
+            rest = rest[sys.stdout.buffer.write(rest) :]
+        sys.stdout.buffer.flush()
+
+
+@contextmanager
+def _standard_output() -> Iterator[None]:
+    """Where writing to it fails in here, the rest goes nowhere, so that Python's own last flush tells it no second
+    time."""
     try:
-        if data:
-            sys.stdout.buffer.write(data)
-        sys.stdout.flush()
+        yield
     except OSError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if isinstance(error, BrokenPipeError):
@@ -321,9 +334,10 @@ def _flush_output(data: bytes = b"") -> None:
         raise HybridFlowError(f"cannot write standard output ({error.strerror}): choose another place") from None
 
 
-def _say(target: str, line: str) -> None:
+def _say(line: str, target: str = "") -> None:
     """Print a result; on standard error if standard output carries the data."""
-    tqdm.write(line, file=sys.stderr if target == STREAM else sys.stdout)
+    with _standard_output() if target != STREAM else nullcontext():
+        tqdm.write(line, file=sys.stderr if target == STREAM else sys.stdout)
 
 
 def _as_they_are(error: UnicodeError) -> tuple[str | bytes, int]:
@@ -337,7 +351,7 @@ def _as_they_are(error: UnicodeError) -> tuple[str | bytes, int]:
 
 def _warning_line(message: Warning | str, *where: object, **rest: object) -> str:
     """What is shown of a warning: no file of ours, nor a line of it."""
-    return f"hybridflow: warning: {message}\n"
+    return f"hybridflow: warning: {str(message).splitlines()[0]}\n"
 
 
 def _complain(error: Exception, name: str = "") -> None:

@@ -1,77 +1,54 @@
-"""What is measured anew of a checkpoint, and at which points: those that are committed."""
-
-import json
-from types import SimpleNamespace
+"""What is measured anew of a checkpoint: what is committed of it, where its baselines are shipped."""
 
 import pytest
+import torch
 
 from eval import anew
+from eval.result_files import RESULTS, read_curves
 from hybridflow.errors import HybridFlowError
-
-CURVES = {
-    "kodak": {
-        "tiny": ["0:none", "63:1_4"],
-        "tiny-effort-30": ["20:none"],
-        "tiny-perceptual": ["0:none"],
-        "tiny-continuous-only": ["0:none"],
-        "base": ["5:none"],
-        "jpeg": ["1"],
-    },
-    "cid22val": {"tiny": ["9:none"], "base-continuous-mse": ["1:none"]},
-}
+from hybridflow.weights import available
 
 
-@pytest.fixture(autouse=True)
-def results(tmp_path, monkeypatch):
-    for folder, curves in CURVES.items():
-        (tmp_path / folder).mkdir()
-        for key, points in curves.items():
-            numbers = list(map(float, range(len(points))))
-            curve = {"name": key, "description": "Kodak", "results": {"point": points, "bpp": numbers}}
-            (tmp_path / folder / f"{key}.json").write_text(json.dumps(curve))
-    monkeypatch.setattr(anew, "RESULTS", tmp_path)
-    return tmp_path
+@pytest.mark.parametrize("name", available())
+@pytest.mark.parametrize("folder", ["kodak", "cid22val"])
+def test_curves_are_those_that_are_committed(name, folder, capsys):
+    there = {curve.key: curve.results["point"] for curve in read_curves(RESULTS / folder)}
+    there = {key: points for key, points in there.items() if key == name or key.startswith(f"{name}-")}
+    found = {curve.name: list(curve.points) for curve in anew.committed(name, folder)}
+    told = capsys.readouterr().err
+    assert name in found and found == {key: points for key, points in there.items() if key in found}
+    for key in there.keys() - found.keys():
+        assert "-continuous-" in key and f"{folder}/{key} is left as it is: its baseline is not shipped" in told
 
 
 @pytest.fixture
-def done(monkeypatch):
-    """What was called, with which arguments, as a dictionary of options each."""
+def done(monkeypatch, tmp_path):
+    """What was called, with which arguments."""
     calls = []
-    monkeypatch.setattr(anew.datasets, "check", lambda *checked: calls.append(("check", *map(str, checked))))
-    for name in ("run", "parts", "freezing", "readme"):
-
-        def call(arguments, name=name):
-            calls.append((name, *arguments))
-            return 0
-
-        module = SimpleNamespace(main=call, ABLATIONS=anew.run.ABLATIONS, __name__=f"eval.{name}")
-        monkeypatch.setattr(anew, name, module)
+    monkeypatch.setattr(anew, "RESULTS", tmp_path)
+    monkeypatch.setattr(anew, "committed", lambda *args: [args])
+    monkeypatch.setattr(anew.datasets, "check", lambda *args: calls.append(("check", *args)))
+    monkeypatch.setattr(anew, "run", lambda *args: torch.set_num_threads(1) or calls.append(("run", *args)))
+    for module in (anew.parts, anew.freezing, anew.readme):
+        told = (module.__name__, torch.get_num_threads)
+        monkeypatch.setattr(module, "main", lambda args, told=told: calls.append((told[0], told[1](), *args)) or 0)
     return calls
 
 
-def test_every_committed_curve_is_measured_at_its_points_then_the_studies(done, results):
-    command = ["tiny", "--kodak", "k", "--cid22val", "c", "--workers", "2", "--mse", "m"]
-    assert anew.main(command) == 0
-    kodak = ["run", "--data", "k", "--checkpoint", "tiny", "-o", str(results / "kodak"), "--workers", "2"]
-    cid22 = ["run", "--data", "c", "--checkpoint", "tiny", "-o", str(results / "cid22val"), "--workers", "2"]
-    study = ["--data", "k", "--checkpoint", "tiny", "-o"]
-    assert [list(call) for call in done] == [
-        ["check", "kodak", "k"],
-        ["check", "cid22val", "c"],
-        [*kodak, "--mse", "m", "--points", "0:none", "63:1_4"],
-        [*kodak, "--effort", "30", "--points", "20:none"],
-        [*kodak, "--decoder", "perceptual", "--points", "0:none"],
-        [*cid22, "--no-ablations", "--points", "9:none"],
-        ["parts", *study, str(results / "parts" / "tiny.json")],
-        ["freezing", *study, str(results / "freezing" / "tiny.json")],
-        ["readme"],
+def test_studies_follow_with_as_many_threads_as_before(done, tmp_path):
+    torch.set_num_threads(3)
+    kodak, cid22 = tmp_path / "k", tmp_path / "c"
+    assert anew.main(["tiny", "--kodak", str(kodak), "--cid22val", str(cid22), "--workers", "2"]) == 0
+    study = ["--data", str(kodak), "--checkpoint", "tiny", "-o"]
+    assert done == [
+        ("check", "kodak", kodak),
+        ("check", "cid22val", cid22),
+        ("run", [("tiny", "kodak", None)], kodak, tmp_path / "kodak", "tiny.csv", 2),
+        ("run", [("tiny", "cid22val", None)], cid22, tmp_path / "cid22val", "tiny.csv", 2),
+        ("eval.parts", 3, *study, str(tmp_path / "parts" / "tiny.json")),
+        ("eval.freezing", 3, *study, str(tmp_path / "freezing" / "tiny.json")),
+        ("eval.readme", 3),
     ]
-
-
-def test_a_measurement_that_failed_ends_it(done, monkeypatch):
-    monkeypatch.setattr(anew.run, "main", lambda arguments: 1)
-    assert anew.main(["tiny", "--kodak", "k", "--cid22val", "c"]) == 1
-    assert [call[0] for call in done] == ["check", "check"]
 
 
 def test_another_data_set_is_refused_before_the_work(done, monkeypatch, capsys):

@@ -400,6 +400,17 @@ def test_a_short_stage_is_warm_after_a_tenth(photo_set, init, tmp_path):
     assert rates == pytest.approx([1e-3 / 300, 0.5 * 9.94e-4, 9.76e-4, 5.05e-4], rel=1e-3)
 
 
+def test_a_run_whose_state_is_lost_warms_up_anew(photo_set, init, tmp_path):
+    """Its optimisers start anew, some minutes into the stage."""
+    config = replace(CONFIG, max_steps=None, max_minutes=10, warmup_steps=300, learning_rate=1e-3)
+    run = Run("correction", SMALL, config, photo_set, tmp_path, init, False, start_processes("cpu"), minutes=5.0)
+    assert run._learning_rate() == pytest.approx(5.05e-4 / 300)
+    run.minutes = 5.5
+    assert run._learning_rate() == pytest.approx(0.5 * 4.27e-4, rel=1e-2)
+    run.save()
+    assert start("correction", photo_set, tmp_path, config=config, resume=True).began == 0.5
+
+
 def test_the_clock_paces_validations_saves_and_calls(photo_set, init, tmp_path, monkeypatch):
     """At half a minute a step, where the minutes end before the steps do. A line of the log holds its steps' means."""
     paces = {"max_minutes": 5.0, "validate_minutes": 1.0, "save_minutes": 1.5, "log_steps": 4, "accumulate": 2}

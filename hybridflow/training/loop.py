@@ -80,6 +80,7 @@ class Run:
         minutes: how long the stage was trained before, if `init` holds what it left but its full state is lost.
 
     Attributes:
+        began: progress at which the optimisers started.
         measured: figures of the last validation.
         ended: a signal asked the last call of `train` to end.
 
@@ -123,6 +124,7 @@ class Run:
         self.optimisers = {turn: optimisers(found.values(), hidden) for turn, found in self.trained.items()}
         self.average = {name: p.detach().clone() for name, p in self.trained["loss"].items()}
         self.step, self.minutes, self.skipped, self.skipped_since = 0, minutes, 0, 0
+        self.began = self.progress
         self.best, self.since_best = math.inf, 0
         self.totals: dict[str, float] = {}
         self.measured: dict[str, float] = {}
@@ -253,7 +255,8 @@ class Run:
 
     def _learning_rate(self) -> float:
         """Warm-up by steps, for a tenth of the stage at most, then a cosine down to a hundredth."""
-        warm = min(1.0, max((self.step + 1) / max(1, self.config.warmup_steps), self.progress / WARMED_BY))
+        passed = (self.progress - self.began) / WARMED_BY
+        warm = min(1.0, max((self.step + 1) / max(1, self.config.warmup_steps), passed))
         return self.config.learning_rate * warm * (0.505 + 0.495 * math.cos(math.pi * min(1.0, self.progress)))
 
     @torch.no_grad()
@@ -375,6 +378,7 @@ class Run:
             "optimisers": {turn: [each.state_dict() for each in found] for turn, found in self.optimisers.items()},
             "step": self.step,
             "minutes": self.minutes,
+            "began": self.began,
             "skipped": self.skipped,
             "best": self.best,
             "since_best": self.since_best,
@@ -404,6 +408,7 @@ class Run:
                 optimiser.load_state_dict(saved)
         for name in ("parts", "step", "minutes", "skipped", "best", "since_best", "totals"):
             setattr(self, name, state[name])
+        self.began = state.get("began", 0.0)  # those of before have none
 
 
 def check_start(
