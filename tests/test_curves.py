@@ -156,9 +156,9 @@ def test_names_that_are_no_text_or_of_odd_lines_are_kept(folder, tmp_path, monke
 
 
 def test_a_stopped_run_keeps_its_rows(folder, tmp_path, monkeypatch):
-    images, path, given = sorted(folder.iterdir()), tmp_path / "rows.csv", iter([{}])
-    monkeypatch.setattr("eval.curves.distortions", lambda *_: next(given))
-    with pytest.raises(StopIteration):
+    images, path, given = sorted(folder.iterdir()), tmp_path / "rows.csv", [{}]
+    monkeypatch.setattr("eval.curves.distortions", lambda *_: given.pop())
+    with pytest.raises(IndexError):
         measure_all([Darker()], images, Rows(path))
     assert Rows(path).get(sha256(images[0]), Darker(), "2") and len(Rows(path).by_key) == 1
 
