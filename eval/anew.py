@@ -12,8 +12,6 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-
 from eval import command, datasets, freezing, parts, readme
 from eval.curves import Curve, run
 from eval.result_files import RESULTS, read_curves
@@ -53,10 +51,9 @@ def main(argv: list[str] | None = None) -> int:
     name, folders = args.checkpoint, {key: getattr(args, key) for key in datasets.DATA_SETS}
     for key, data in folders.items():
         datasets.check(key, data)
-    threads = torch.get_num_threads()
-    for key, data in folders.items():
-        run(committed(name, key, args.mse), data, RESULTS / key, f"{name}.csv", args.workers)
-    torch.set_num_threads(threads)  # of which `run` leaves one
+    with freezing.threads(1):  # which is what `run` leaves
+        for key, data in folders.items():
+            run(committed(name, key, args.mse), data, RESULTS / key, f"{name}.csv", args.workers)
     for study, folder in ((parts, "parts"), (freezing, "freezing")):
         output = RESULTS / folder / f"{name}.json"
         if code := study.main(["--data", str(args.kodak), "--checkpoint", name, "-o", str(output)]):
