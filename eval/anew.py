@@ -3,9 +3,10 @@
     python -m eval.anew tiny --kodak DIR --cid22val DIR --workers 2
 
 The curves are those that `eval/results` holds of it, at the points that they have there (`eval.run`); then come its
-`eval.parts` and `eval.freezing`, and README's tables. Rows of these very weights are not measured again, so a run that
-was stopped goes on. On two cores it takes some three hours. A curve whose baseline is not shipped is named and left as
-it is, but for the continuous stream's for rate + MSE if `--mse` names one that was trained beside these weights.
+`eval.parts` and `eval.freezing`, and README's tables and figure. Rows of these very weights are not measured again, so
+a run that was stopped goes on. On two cores it takes some three hours. A curve whose baseline is not shipped is named
+and left as it is, but for the continuous stream's for rate + MSE if `--mse` names one that was trained beside these
+weights.
 """
 
 import sys

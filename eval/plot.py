@@ -17,11 +17,7 @@ from pathlib import Path
 from string import ascii_uppercase
 from typing import IO
 
-import matplotlib
-
-matplotlib.use("agg")
-
-import matplotlib.pyplot as plt
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -69,8 +65,9 @@ def rate_distortion(curves: Sequence[CurveResult], published: Sequence[CurveResu
     metrics = [metric for metric in METRICS if any(metric in curve.results for curve in curves)]
     places = metrics + ["legend"] * (2 - len(metrics) % 2)
     rows = [places[i : i + 2] for i in range(0, len(places), 2)]
-    with plt.rc_context(STYLE):
-        figure, panels = plt.subplot_mosaic(rows, figsize=(10.4, 3.8 * len(rows)), layout="constrained")
+    with rc_context(STYLE):
+        figure = Figure(figsize=(10.4, 3.8 * len(rows)), layout="constrained")
+        panels = figure.subplot_mosaic(rows)
         handles = {}
         for metric in metrics:
             _draw(panels[metric], curves, metric, published)
@@ -135,8 +132,9 @@ def _sources(published: Sequence[CurveResult]) -> str:
 
 def speed_against_quality(curves: Sequence[CurveResult], metric: str = "lpips-alex") -> Figure:
     """Seconds to encode and to decode an image, and the metric, at every point that was timed."""
-    with plt.rc_context(STYLE):
-        figure, panels = plt.subplots(1, 2, figsize=(10.4, 4), sharex=True, sharey=True, layout="constrained")
+    with rc_context(STYLE):
+        figure = Figure(figsize=(10.4, 4), layout="constrained")
+        panels = figure.subplots(1, 2, sharex=True, sharey=True)
         for panel, figure_name in zip(panels, ("encoding_time", "decoding_time")):
             for curve, colour, marker in _styled(curves):
                 if figure_name in curve.results and metric in curve.results:
@@ -153,10 +151,9 @@ def speed_against_quality(curves: Sequence[CurveResult], metric: str = "lpips-al
 
 
 def save(figure: Figure, file: Path | IO[str]) -> None:
-    """Write a figure as SVG, the same bytes whenever it is the same figure, and close it."""
-    with plt.rc_context(STYLE):
+    """Write a figure as SVG, the same bytes whenever it is the same figure."""
+    with rc_context(STYLE):
         figure.savefig(file, format="svg", metadata={"Date": None})
-    plt.close(figure)
 
 
 def figures_of(curves: Sequence[CurveResult]) -> dict[str, Figure]:

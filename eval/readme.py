@@ -1,6 +1,6 @@
-"""The README's tables, from the committed results.
+"""The README's tables and its figure, from the committed results.
 
-    python -m eval.readme                           # write each anew between its marks in README.md
+    python -m eval.readme                           # write the figure, and each table between its marks in README.md
     python -m eval.readme build/results/kodak       # print that of other results
 """
 
@@ -9,11 +9,12 @@ import sys
 from pathlib import Path
 
 from eval import command, tables
-from eval.plot import CLASSICAL, ours
+from eval.plot import CLASSICAL, figures_of, ours, save
 from eval.result_files import RESULTS, CurveResult, read_curves
 from hybridflow.errors import HybridFlowError
 
 README = Path(__file__).parent.parent / "README.md"
+FIGURE = README.parent / "docs" / "kodak_rate_distortion.svg"
 BEGIN, END = "<!-- results/{}: python -m eval.readme -->", "<!-- end of results -->"
 PLACE = re.compile(f"(?P<begin>{BEGIN.format('(?P<folder>[a-z0-9]+)')}).*?(?P<end>{END})", re.DOTALL)
 COLUMNS = {
@@ -73,6 +74,7 @@ def main(argv: list[str] | None = None) -> int:
         print(markdown_table(read_curves(args.results)))
     else:
         README.write_text(with_tables(README.read_text(), RESULTS))
+        save(figures_of(read_curves(RESULTS / "kodak"))["rate_distortion"], FIGURE)
     return 0
 
 

@@ -1,10 +1,13 @@
 """Figures, the README's table and the page; the page in a headless browser where one is installed."""
 
 import json
+import re
 import shutil
 import subprocess
 from string import ascii_uppercase
 
+import matplotlib
+import numpy as np
 import pytest
 from conftest import save_crops
 from PIL import Image
@@ -140,6 +143,20 @@ def test_the_plot_command_writes_figures(results, tmp_path):
 def test_the_readme_holds_the_table_of_the_committed_results():
     text = readme.README.read_text()
     assert readme.with_tables(text, readme.RESULTS) == text
+
+
+def drawn(svg: str) -> np.ndarray:
+    """Every number of its paths and of the places of its markers."""
+    found = re.findall(r' (?:d|x|y)="([^"]*)"', svg)
+    return np.array([float(number) for text in found for number in re.findall(r"-?\d+(?:\.\d+)?", text)])
+
+
+def test_the_readme_holds_the_figure_of_the_committed_results(tmp_path):
+    committed = readme.FIGURE.read_text()
+    if f"Matplotlib v{matplotlib.__version__}," not in committed:
+        pytest.skip("another version of matplotlib drew it")
+    plot.save(plot.figures_of(read_curves(readme.RESULTS / "kodak"))["rate_distortion"], tmp_path / "figure.svg")
+    np.testing.assert_allclose(drawn((tmp_path / "figure.svg").read_text()), drawn(committed), atol=0.01)
 
 
 def test_the_table_lists_ours_first_and_no_ablation(results):
