@@ -444,7 +444,7 @@ def _add_encode(commands) -> None:
     )
     parser.add_argument(
         "--effort",
-        type=positive(int),
+        type=_steps,
         default=0,
         metavar="STEPS",
         help="refine what is coded in so many steps, each of which takes about as long as two decodings: 10 make a "
@@ -568,6 +568,11 @@ def positive(number: type) -> Callable[[str], int | float]:
         return value
 
     return parse
+
+
+def _steps(text: str) -> int:
+    """An argument's type: 0, as if it were not given, or more."""
+    return 0 if text == "0" else positive(int)(text)
 
 
 def _schedule(text: str) -> str:

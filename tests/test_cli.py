@@ -232,7 +232,7 @@ def test_options_reach_the_codec(run, photo, encoded, tmp_path, monkeypatch):
     for options, expected in [
         (["encode", photo, "--bpp", "0.5", "--effort", "3"], {"bpp": 0.5, "effort": 3}),
         (["encode", photo, "--bytes", "99", "--schedule", "none"], {"max_bytes": 99, "schedule": "none"}),
-        (["encode", photo, "--quality", "7"], {"quality": 7}),
+        (["encode", photo, "--quality", "7", "--effort", "0"], {"quality": 7}),
         (["decode", encoded, "--preview"], {"preview": True, "salvage": False}),
         (["decode", encoded, "--salvage"], {"preview": False, "salvage": True}),
     ]:
