@@ -60,6 +60,11 @@ def ours(curves: Sequence[CurveResult]) -> list[CurveResult]:
     return [curve for curve in curves if curve.key not in CLASSICAL and not is_ablation(curve)]
 
 
+def beside_classical(curves: Sequence[CurveResult]) -> list[CurveResult]:
+    """Checkpoints as they are, then classical codecs."""
+    return [*ours(curves), *(curve for key in CLASSICAL for curve in curves if curve.key == key)]
+
+
 def rate_distortion(curves: Sequence[CurveResult], published: Sequence[CurveResult] = ()) -> Figure:
     """One panel a metric that any curve has, over the same rates on a logarithmic axis; the last is the legend."""
     metrics = [metric for metric in METRICS if any(metric in curve.results for curve in curves)]
@@ -156,17 +161,17 @@ def save(figure: Figure, file: Path | IO[str]) -> None:
         figure.savefig(file, format="svg", metadata={"Date": None})
 
 
-def figures_of(curves: Sequence[CurveResult]) -> dict[str, Figure]:
-    """File stem -> figure; ablations only where they were measured, published points only beside Kodak's."""
-    whole = ours(curves)
-    classical = [curve for key in CLASSICAL for curve in curves if curve.key == key]
+def headline_figure(curves: Sequence[CurveResult]) -> Figure:
+    """Checkpoints as they are beside other codecs; published points only beside Kodak's."""
     on_kodak = all(curve.on_kodak for curve in curves)
-    found = {
-        "rate_distortion": rate_distortion([*whole, *classical], published=published_curves() if on_kodak else ()),
-        "speed": speed_against_quality([*whole, *classical]),
-    }
+    return rate_distortion(beside_classical(curves), published=published_curves() if on_kodak else ())
+
+
+def figures_of(curves: Sequence[CurveResult]) -> dict[str, Figure]:
+    """File stem -> figure; ablations only where they were measured."""
+    found = {"rate_distortion": headline_figure(curves), "speed": speed_against_quality(beside_classical(curves))}
     ablated = [curve for curve in curves if is_ablation(curve)]
-    return found | ({"ablations": rate_distortion([*whole, *ablated])} if ablated else {})
+    return found | ({"ablations": rate_distortion([*ours(curves), *ablated])} if ablated else {})
 
 
 @command.one_line_errors

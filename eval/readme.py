@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from eval import command, tables
-from eval.plot import CLASSICAL, figures_of, ours, save
+from eval.plot import CLASSICAL, beside_classical, headline_figure, save
 from eval.result_files import RESULTS, CurveResult, read_curves
 from hybridflow.errors import HybridFlowError
 
@@ -33,7 +33,7 @@ def headline(curves: list[CurveResult]) -> tuple[list[str], list[list[str]]]:
     """Column titles and rows: every point of ours, then those of classical codecs at comparable rates."""
     shown = [column for column in COLUMNS if any(column in curve.results for curve in curves)]
     rows = []
-    for curve in [*ours(curves), *(curve for key in CLASSICAL for curve in curves if curve.key == key)]:
+    for curve in beside_classical(curves):
         for i, point in enumerate(curve.results.get("point", [""] * len(curve.results["bpp"]))):
             if curve.key in CLASSICAL and curve.results["bpp"][i] > MOST_BPP:
                 continue
@@ -74,7 +74,7 @@ def main(argv: list[str] | None = None) -> int:
         print(markdown_table(read_curves(args.results)))
     else:
         README.write_text(with_tables(README.read_text(), RESULTS))
-        save(figures_of(read_curves(RESULTS / "kodak"))["rate_distortion"], FIGURE)
+        save(headline_figure(read_curves(RESULTS / "kodak")), FIGURE)
     return 0
 
 
