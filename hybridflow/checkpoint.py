@@ -23,7 +23,7 @@ TRAINING_ONLY = ("codebook.average_", "codebook.started")
 DEPTHS, SIZES = range(65), range(1, 4097)
 """What the sizes that a release says of itself may be."""
 CONSTANTS = ("bound",)
-"""Endings of buffers that CompressAI makes of numbers in the code: 1e-9 would be zero in half precision."""
+"""Endings of buffers that CompressAI makes of numbers in the code, never loaded: 1e-9 is zero in half precision."""
 DETERMINES_BITS = (
     "codebook.",
     "index_prior.exact.",
@@ -115,7 +115,9 @@ def load_parts(path: str | Path, *owners: nn.Module) -> set[str]:
     for owner in owners:
         for name, part in owner.named_children():
             prefix = name + "."
-            found = {k[len(prefix) :]: v for k, v in weights.items() if k.startswith(prefix)}
+            found = {
+                k[len(prefix) :]: v for k, v in weights.items() if k.startswith(prefix) and not k.endswith(CONSTANTS)
+            }
             if not found:
                 continue
             loaded.add(name)

@@ -4,6 +4,7 @@ None of them normalises or looks further than its kernel, so every pixel network
 receptive field and can be run tile by tile.
 """
 
+import torch
 from torch import Tensor, nn
 
 
@@ -59,7 +60,14 @@ class Downsample(nn.Sequential):
 
 
 class Upsample(nn.Sequential):
-    """Double height and width: a 1x1 convolution, then pixel-shuffle."""
+    """Double height and width: a 1x1 convolution, then pixel-shuffle.
+
+    Channels-last stays so: CUDA's pixel-shuffle alone leaves it, and every residual block after it would convert anew.
+    """
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__(conv1x1(in_channels, 4 * out_channels), nn.PixelShuffle(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        doubled = super().forward(x)
+        return doubled if x.is_contiguous() else doubled.contiguous(memory_format=torch.channels_last)

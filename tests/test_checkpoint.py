@@ -194,6 +194,17 @@ def test_parts_that_were_never_frozen_load(model, tmp_path):
     assert not target.continuous.exact.frozen and not target.index_prior.exact.frozen
 
 
+def test_numbers_that_stand_in_the_code_are_not_loaded(model, tmp_path):
+    """In half precision the least likelihood is 0, with which a rate may be infinite."""
+    half = {key: v.half() if v.is_floating_point() else v for key, v in model.state_dict().items()}
+    assert any(key.endswith("bound") and value == 0 for key, value in half.items())
+    save_file({key: value.contiguous() for key, value in half.items()}, tmp_path / "half.safetensors")
+    target = HybridFlow(SMALL)
+    bounds = {key: value.clone() for key, value in target.state_dict().items() if key.endswith("bound")}
+    load_parts(tmp_path / "half.safetensors", target)
+    assert all(torch.equal(target.state_dict()[key], value) for key, value in bounds.items())
+
+
 def test_parts_that_do_not_fit(model, tmp_path):
     save_file({"correction.trunk.entries.0.weight": torch.zeros(2, 2)}, tmp_path / "misfit")
     save_file({"nothing.weight": torch.zeros(2)}, tmp_path / "foreign")

@@ -105,6 +105,15 @@ def test_weights_that_lack_a_part_are_not_released(every_part, two_splits, tmp_p
     assert "lacks predictor:" in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
+def test_baselines_that_the_weights_lack_are_not_lost_in_silence(every_part, two_splits, tmp_path):
+    export(every_part, two_splits, tmp_path / "out")
+    rest = {key: value for key, value in load_file(every_part).items() if not key.startswith("blind_predictor.")}
+    save_file(rest, tmp_path / "rest.safetensors")
+    arguments = ["--data", str(two_splits), "--out", str(tmp_path / "out"), "--force"]
+    with pytest.warns(UserWarning, match="tiny-ablation.safetensors held blind_predictor, which .*rest.safetensors"):
+        assert main(["export", str(tmp_path / "rest.safetensors"), *arguments]) == 0
+
+
 def test_a_perceptual_decoder_goes_with_the_bits_that_it_decodes(every_part, two_splits, tmp_path):
     out, weights = tmp_path / "out", load_file(every_part)
     save_file(weights | second_decoder(weights), tmp_path / "both.safetensors")

@@ -116,6 +116,8 @@ def test_correction_keeps_the_codebook_decoder_for_ablations(photo_set, init, tm
 
 def test_only_parts_that_were_loaded_or_trained_are_written(photo_set, tmp_path):
     start("tokenizer", photo_set, tmp_path / "first").train()
+    state = torch.load(tmp_path / "first" / "state.pt", weights_only=True)["stage"]
+    assert {key.split(".")[1] for key in state} == PARTS["tokenizer"]
     assert {part_of(key) for key in load_file(tmp_path / "first" / "weights.safetensors")} == PARTS["tokenizer"]
     first = tmp_path / "first" / "weights.safetensors"
     start("continuous", photo_set, tmp_path / "second", first).train()
@@ -537,6 +539,15 @@ def test_a_step_without_finite_gradient_is_skipped(photo_set, init, tmp_path):
     assert [line["skipped"] for line in log] == list(range(1, run.step + 1))
 
 
+def test_a_step_of_two_turns_is_skipped_once(photo_set, init, tmp_path):
+    run = start("tokenizer", photo_set, tmp_path, init, replace(ADVERSARIAL, adversarial_from=0.0))
+    for turn in run.stage.turns:
+        good = getattr(run.stage, turn)
+        setattr(run.stage, turn, lambda *a, good=good: (good(*a)[0] * math.nan, {}))
+    run.train()
+    assert run.skipped == run.step == CONFIG.max_steps
+
+
 def test_a_run_gives_up_when_no_gradient_is_finite_any_more(photo_set, init, tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "SKIPPED_MOST", 3)
     run = start("correction", photo_set, tmp_path, init, replace(CONFIG, max_steps=9))
@@ -816,7 +827,7 @@ def test_the_command_trains_resumes_and_says_where_photos_are_missing(folder, tm
     assert "3 steps" in capsys.readouterr().out
     assert torch.load(tmp_path / "run" / "state.pt", weights_only=True)["step"] == 3
     resumed = ["train", "continuous", *data, "--out", str(tmp_path / "run"), "--resume", "--max-steps", "4"]
-    assert main([*resumed, "--set", "seed=7"]) == 0
+    assert main([*resumed, "--init", str(tmp_path / "gone.safetensors"), "--set", "seed=7"]) == 0
     config = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
     assert [config[key] for key in ("batch", "crop", "seed", "max_steps")] == [1, 64, 7, 4]
     (tmp_path / "empty").mkdir()
@@ -833,6 +844,7 @@ def test_the_command_trains_resumes_and_says_where_photos_are_missing(folder, tm
     [
         ("new", ["--init", "INIT"], "predictor needs codebook: name by --init"),
         ("new", ["--set", "batch=3", "accumulate=2"], "batch=3 cannot be split"),
+        ("new", ["--init", "WHOLE", "--set", "mse_weight=1"], "mse_weight is for the baseline stage"),
         ("new", ["--set", "compile=true", "adversarial_weight=1"], "compile does not go with adversarial_weight"),
         ("file", ["--init", "WHOLE"], "cannot write"),
         (os.fsdecode(b"o\xff"), ["--init", "WHOLE"], "is no name in UTF-8: name another folder by --out"),

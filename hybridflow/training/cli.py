@@ -206,7 +206,7 @@ def _train(args: argparse.Namespace) -> int:
     if args.max_steps is not None:
         settings.append(f"max_steps={args.max_steps}")
     check_folder(args.out, args.stage, args.preset, args.resume)
-    if args.init is not None and not args.init.exists():
+    if args.init is not None and not args.resume and not args.init.exists():
         raise TrainingError(f"there is no {args.init}: name by --init what the stages before it left")
     config = load_config(args.stage, args.preset, settings, args.out / "config.yaml" if args.resume else None)
     accelerator = start_processes(args.device)

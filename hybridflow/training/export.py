@@ -2,6 +2,7 @@
 
 import json
 import warnings
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from tqdm import tqdm
 
 from hybridflow.ablation import Ablations
 from hybridflow.checkpoint import (
+    held_parts,
     load_parts,
     model_id,
     read_metadata,
@@ -19,7 +21,7 @@ from hybridflow.checkpoint import (
     save_release,
 )
 from hybridflow.container import QUALITIES
-from hybridflow.errors import TrainingError
+from hybridflow.errors import CheckpointError, TrainingError
 from hybridflow.losses import plain_distortion
 from hybridflow.masking import UNIFORM_SCHEDULES
 from hybridflow.metrics import load_lpips
@@ -118,6 +120,10 @@ def export(
     model.half().float().eval()  # the points are chosen for what will be loaded
     points = choose_operating_points(model, photos, CODED)
     out.mkdir(parents=True, exist_ok=True)
+    with suppress(CheckpointError):  # there is none, or what is there is no loss
+        if lost := held_parts(paths[1]) - loaded:
+            mend = "they are gone: to keep them, export a folder of parts that has them too"
+            warnings.warn(f"{paths[1]} held {', '.join(sorted(lost))}, which {weights} lacks: {mend}")
     save_ablation(paths[1], model, ablations, loaded)
     if "perceptual" in loaded:
         save_perceptual(second, model)

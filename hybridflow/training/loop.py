@@ -35,7 +35,7 @@ from hybridflow.training.optimiser import hidden_weights, optimisers
 from hybridflow.training.stages import STAGES
 from hybridflow.training.validation import validate
 
-_STATE_FORMAT = 3
+_STATE_FORMAT = 4
 """Rises whenever an older `state.pt` cannot be gone on from."""
 
 _ANOTHER_FOLDER = "go on from its weights.safetensors by --init, in another folder by --out"
@@ -74,7 +74,7 @@ class Run:
         preset: a name of `PRESETS`, or sizes of your own.
         photos: what `crops` are taken of.
         init: safetensors, or a folder of them, whose parts to start from.
-        resume: go on from the folder's `state.pt`.
+        resume: go on from the folder's `state.pt`, whatever `init` is.
         accelerator: from `start_processes`.
         validation: crops (N,3,H,W) in [0,1] to validate on; none if there is nothing to validate on.
         minutes: how long the stage was trained before, if `init` holds what it left but its full state is lost.
@@ -113,7 +113,7 @@ class Run:
         if STAGES[stage].decoder == "perceptual":
             model.add_perceptual()
         ablations = Ablations(model.preset)
-        loaded = load_parts(init, model, ablations) if init is not None else set()
+        loaded = load_parts(init, model, ablations) if init is not None and not resume else set()
         self.stage = STAGES[stage](model, ablations, config, photos)
         self.parts = sorted(loaded | {*self.stage.trained, *self.stage.kept})
         if not resume and minutes == 0:
@@ -222,8 +222,6 @@ class Run:
             if torch.isfinite(gradient):
                 for optimiser in optimisers_of_turn:
                     optimiser.step()
-            else:
-                self.skipped += 1
             terms["gradient" if turn == "loss" else f"{turn}_gradient"] = gradient
         self._follow_average()
         values = torch.stack([torch.as_tensor(value, device=self.device).float() for value in terms.values()])
@@ -272,8 +270,10 @@ class Run:
     # --- seeing it --------------------------------------------------------------------------------------------------
 
     def _add(self, terms: dict[str, float]) -> None:
-        """Count a step in the next line of the log, unless a gradient, the same in every process, was not finite."""
+        """Count a step in the next line of the log, or as skipped if a gradient, the same in every process, was not
+        finite."""
         if not all(math.isfinite(value) for name, value in terms.items() if name.endswith("gradient")):
+            self.skipped += 1
             self.skipped_since += 1
             if self.skipped_since == SKIPPED_MOST:
                 mend = "lower learning_rate, or go on from best.safetensors by --init, in another folder by --out"
@@ -335,12 +335,17 @@ class Run:
     def averaged_weights(self) -> dict[str, Tensor]:
         """The weights of every part that was loaded or trained, averaged where trained, keyed as checkpoints are: part
         name first."""
-        weights = {}
-        for name, value in self.stage.state_dict().items():
-            owner, _, key = name.partition(".")
-            if owner in ("model", "ablations") and key.partition(".")[0] in self.parts:
-                weights[key] = self.average.get(name, value).detach().cpu()
-        return weights
+        return {
+            name.partition(".")[2]: self.average.get(name, value).detach().cpu()
+            for name, value in self._state().items()
+            if not name.startswith("adversary.")
+        }
+
+    def _state(self) -> dict[str, Tensor]:
+        """The stage's own, without what nobody reads: the parts that were neither loaded nor trained."""
+        parts = tuple(f"{owner}.{part}." for owner in ("model", "ablations") for part in self.parts)
+        state = self.stage.state_dict().items()
+        return {name: value for name, value in state if name.startswith((*parts, "adversary."))}
 
     def _write(self, name: str, write: Callable[[Path], object]) -> None:
         try:
@@ -373,7 +378,7 @@ class Run:
         state = {
             "format": _STATE_FORMAT,
             "parts": self.parts,
-            "stage": self.stage.state_dict(),
+            "stage": self._state(),
             "average": self.average,
             "optimisers": {turn: [each.state_dict() for each in found] for turn, found in self.optimisers.items()},
             "step": self.step,
@@ -397,18 +402,16 @@ class Run:
             raise TrainingError(f"{self.out}/state.pt is damaged ({reason}): {_ANOTHER_FOLDER}") from None
         if state.get("format") != _STATE_FORMAT:
             raise TrainingError(f"{self.out}/state.pt is of another version of HybridFlow: {_ANOTHER_FOLDER}")
-        try:
-            self.stage.load_state_dict(state["stage"])
-        except RuntimeError:
+        for name in ("parts", "step", "minutes", "began", "skipped", "best", "since_best", "totals"):
+            setattr(self, name, state[name])
+        if state["stage"].keys() != self._state().keys():
             mend = "resume with its own, which stands in its config.yaml, or name another folder by --out"
-            raise TrainingError(f"{self.out} holds a run of another adversarial_weight: {mend}") from None
+            raise TrainingError(f"{self.out} holds a run of another adversarial_weight: {mend}")
+        self.stage.load_state_dict(state["stage"], strict=False)
         self.average = {name: value.to(self.device) for name, value in state["average"].items()}
         for turn, found in self.optimisers.items():
             for optimiser, saved in zip(found, state["optimisers"][turn]):
                 optimiser.load_state_dict(saved)
-        for name in ("parts", "step", "minutes", "skipped", "best", "since_best", "totals"):
-            setattr(self, name, state[name])
-        self.began = state.get("began", 0.0)  # those of before have none
 
 
 def check_start(
@@ -434,11 +437,14 @@ def check_start(
         raise TrainingError(f"batch={config.batch} cannot be split over {what}: choose a multiple")
     if config.compile and config.adversarial_weight:  # whose weight asks twice for gradients that are kept but once
         raise TrainingError("compile does not go with adversarial_weight: leave one of them out")
+    STAGES[stage].refuse_settings(config)
     check_folder(out, stage, preset, resume)
     if accelerator.is_main_process:  # which alone writes
         require_writable(out)
+    if resume:
+        return
     there = held_parts(init) if init is not None else set()
-    if not resume and (missing := [name for name in STAGES[stage].reads if name not in there]):
+    if missing := [name for name in STAGES[stage].reads if name not in there]:
         raise TrainingError(f"{stage} needs {', '.join(missing)}: name by --init what the stages before it left")
 
 

@@ -57,9 +57,6 @@ class Stage(nn.Module):
         decoder: what it decodes with, one of `hybridflow.weights.DECODERS`.
         turns: methods like `loss`, which a step calls one after the other, each with optimisers of its own for
             `parameters_of` it.
-
-    Raises:
-        TrainingError: the configuration sets a weight that only other stages take.
     """
 
     trained: tuple[str, ...] = ()
@@ -72,10 +69,6 @@ class Stage(nn.Module):
     def __init__(self, model: HybridFlow, ablations: Ablations, config: TrainConfig, photos: PhotoSet) -> None:
         super().__init__()
         self.model, self.ablations, self.config, self.photos = model, ablations, config, photos
-        for setting in sorted({name for stage in STAGES.values() for name in stage.takes} - {*self.takes}):
-            if getattr(config, setting) > 0:
-                takers = " or ".join(name for name, stage in STAGES.items() if setting in stage.takes)
-                raise TrainingError(f"{setting} is for the {takers} stage: leave it at 0 here")
         self.distortion = Distortion(config.grid_weight, config.texture_weight, config.mse_weight)
         self.adversary = None
         if config.adversarial_weight > 0:
@@ -94,6 +87,14 @@ class Stage(nn.Module):
             for name, parameter in model.named_parameters():
                 if makes_bits(name):
                     parameter.requires_grad_(False)
+
+    @classmethod
+    def refuse_settings(cls, config: TrainConfig) -> None:
+        """TrainingError if the configuration sets a weight that only other stages take."""
+        for setting in sorted({name for stage in STAGES.values() for name in stage.takes} - {*cls.takes}):
+            if getattr(config, setting) > 0:
+                takers = " or ".join(name for name, stage in STAGES.items() if setting in stage.takes)
+                raise TrainingError(f"{setting} is for the {takers} stage: leave it at 0 here")
 
     def forward(self, turn: str, x: Tensor, draws: Draws, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of one of `turns`; what every random number comes of is `draws`."""
