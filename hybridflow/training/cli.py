@@ -51,7 +51,8 @@ def _add_train(subparsers) -> None:
     _add_preset(parser)
     _add_data(parser)
     parser.add_argument("--out", type=Path, required=True, help="run folder: state, weights, log")
-    parser.add_argument("--init", type=Path, help="safetensors, or a folder of them, whose parts to start from")
+    what = "safetensors, or a folder of them, whose parts to start from; --resume needs none"
+    parser.add_argument("--init", type=Path, help=what)
     parser.add_argument("--resume", action="store_true", help="go on from OUT/state.pt, by OUT/config.yaml's settings")
     what = "end the stage after so many minutes; without --max-steps learning rate and lambda go by them too"
     parser.add_argument("--max-minutes", type=float, help=what)
