@@ -217,9 +217,16 @@ def measure_all(curves: Sequence[Curve], images: Sequence[Path], rows: Rows, wor
 def average(rows: Sequence[dict[str, str]], title: str, description: str) -> dict:
     """Averages over images at each operating point, in CompressAI's schema: parallel lists, sorted by bpp.
 
-    A figure that any row lacks is left out, so that every average is over the same images.
+    A figure that any row lacks is left out, so that every average is over the same images; if others have it, that is
+    told on standard error.
     """
-    figures = [figure for figure in MEASURED if all(row[figure] for row in rows)]
+    figures = []
+    for figure in MEASURED:
+        lacking = [row for row in rows if not row[figure]]
+        if not lacking:
+            figures.append(figure)
+        elif len(lacking) < len(rows):
+            print(f"{title}: no average of {figure}, which {lacking[0]['image']} has none of", file=sys.stderr)
     points = []
     for point in dict.fromkeys(row["point"] for row in rows):
         of_point = [row for row in rows if row["point"] == point]

@@ -106,7 +106,8 @@ def _decode(args: argparse.Namespace) -> int:
         _refuse(target, args.force, source)
         suffix = ".png" if target == STREAM else Path(target).suffix
         writable_format(suffix)
-        image = codec_of(data).decode(data, preview=args.preview, salvage=args.salvage)
+        with _warnings_of(source):
+            image = codec_of(data).decode(data, preview=args.preview, salvage=args.salvage)
         _write(target, encode_image(image, suffix), args.force)
         _say(f"{target}: {image.width} x {image.height}{warning}", target)
 
@@ -126,6 +127,8 @@ def _info(args: argparse.Namespace) -> int:
 
 
 def _compare(args: argparse.Namespace) -> int:
+    if args.original == args.decoded == STREAM:
+        args.usage_error("- (standard input) can be one of the two only")
     if args.output == "":
         args.usage_error("-o has an empty name: give a file")
     if args.output:
@@ -272,6 +275,8 @@ def _each(jobs: list[tuple], action: Callable[..., None]) -> int:
 
 def _read(source: str) -> bytes:
     if source == STREAM:
+        if sys.stdin is None:
+            raise HybridFlowError("there is no standard input: name a file")
         return sys.stdin.buffer.read()
     try:
         return Path(source).read_bytes()
@@ -280,12 +285,18 @@ def _read(source: str) -> bytes:
 
 
 def _read_picture(source: str, data: bytes) -> Image.Image:
+    with _warnings_of(source):
+        return read_image(data)
+
+
+@contextmanager
+def _warnings_of(source: str) -> Iterator[None]:
+    """Put the source's name before what is warned of in here."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
-        image = read_image(data)
+        yield
     for warning in caught:
         tqdm.write(f"hybridflow: warning: {source}: {warning.message}", file=sys.stderr)
-    return image
 
 
 def _named(source: str, read: Callable):
@@ -546,6 +557,13 @@ def _formatted(parser: argparse.ArgumentParser, description: str, examples: str)
     parser.epilog = "\n  ".join(["examples:", *lines])
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     return parser
+
+
+def named_path(text: str) -> Path:
+    """An argument's type: a path that is not empty, which would be the current folder."""
+    if not text:
+        raise argparse.ArgumentTypeError("the name is empty: give a file or a folder")
+    return Path(text)
 
 
 def quality(text: str) -> int:

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import sys
+import warnings
 from collections.abc import Callable
 from numbers import Integral, Real
 from pathlib import Path
@@ -13,10 +14,10 @@ import torch.nn.functional as F
 from PIL import Image
 
 from hybridflow.checkpoint import load_perceptual, load_release, model_id, read_metadata
-from hybridflow.container import QUALITIES, Header, pack, unpack
+from hybridflow.container import QUALITIES, Header, pack, require_quality, unpack
 from hybridflow.errors import CheckpointError, FormatError, HybridFlowError, ModelMismatchError
 from hybridflow.image_io import image_to_tensor, read_file, read_image, tensor_to_image
-from hybridflow.masking import SCHEDULES
+from hybridflow.masking import SCHEDULES, require_schedule
 from hybridflow.model import Analysed, HybridFlow
 from hybridflow.precision import require_device
 from hybridflow.tiling import STRIDE
@@ -138,17 +139,16 @@ class Codec:
         """
         if sum(argument is not None for argument in (quality, bpp, max_bytes)) > 1:
             raise HybridFlowError("give only one of quality, bpp and max_bytes")
-        for name, number in {"quality": quality, "max_bytes": max_bytes, "effort": effort}.items():
+        for name, number in {"max_bytes": max_bytes, "effort": effort}.items():
             if not isinstance(number, Integral) and (number is not None or name == "effort"):
                 raise HybridFlowError(f"{name} must be a whole number, not {number!r}")
-        if quality is not None and not 0 <= quality < QUALITIES:
-            raise HybridFlowError(f"quality must be 0 to {QUALITIES - 1}, not {quality}")
+        quality = None if quality is None else require_quality(quality)
         if bpp is not None and not (isinstance(bpp, Real) and 0 < bpp < math.inf):
             raise HybridFlowError(f"bpp must be a finite number above 0, not {bpp!r}")
         if effort < 0:
             raise HybridFlowError(f"effort must be at least 0, not {effort}")
-        if schedule is not None and schedule not in SCHEDULES:
-            raise HybridFlowError(f"there is no schedule {schedule!r}: choose one of {', '.join(SCHEDULES)}")
+        if schedule is not None:
+            require_schedule(schedule)
         picture = read_image(image)
         analysed = self.analyse(picture)
 
@@ -160,7 +160,7 @@ class Codec:
             bits = min(float(bpp) * pixels, sys.maxsize)
             max_bytes = int(bits / 8 + 1e-6)  # what a file has is not over its own rate, whatever floats make of it
         if max_bytes is None:
-            quality = 31 if quality is None else int(quality)
+            quality = 31 if quality is None else quality
             return attempt((quality, schedule or self._usual_schedule(quality)), effort)
         points = self.operating_points
         if schedule is not None:
@@ -188,6 +188,8 @@ class Codec:
             preview: leave the sent indices out and predict them all: quicker, and all that a cut file may allow.
             salvage: accept a cut or damaged file whose continuous stream is whole, and use the indices that are there.
 
+        Of a cut or damaged file a warning says so.
+
         Raises:
             FormatError: the file is not an `.hf` file, or is damaged.
             ModelMismatchError: another checkpoint made it.
@@ -201,6 +203,7 @@ class Codec:
             if not (preview or salvage):
                 raise
             header, stream = self._open(data, check=False)
+            warnings.warn("the file is cut or damaged: its picture is not all that was encoded", stacklevel=2)
         h, w = -(-header.height // STRIDE), -(-header.width // STRIDE)
         schedule = "none" if preview else header.schedule
         coded = self.model.read(

@@ -17,8 +17,9 @@ import binascii
 import math
 import zlib
 from dataclasses import dataclass
+from numbers import Integral
 
-from hybridflow.errors import FormatError
+from hybridflow.errors import FormatError, HybridFlowError
 
 VERSION = 3
 QUALITIES = 64
@@ -32,6 +33,15 @@ _SIDE_BITS = (8, 12, 16, 32)
 _CRC_BYTES = 4
 _CUT = "the file is cut or damaged: get it again, or decode what is left of it (--salvage, in Python salvage=True)"
 _CUT_EARLY = "the file ends within its header: get it again from its source"
+
+
+def require_quality(quality: int) -> int:
+    """A quality as it is, if it is one; else HybridFlowError."""
+    if not isinstance(quality, Integral):
+        raise HybridFlowError(f"quality must be a whole number, not {quality!r}")
+    if not 0 <= quality < QUALITIES:
+        raise HybridFlowError(f"quality must be 0 to {QUALITIES - 1}, not {quality}")
+    return int(quality)
 
 
 @dataclass(frozen=True)

@@ -181,6 +181,8 @@ def _deep_range(image: Image.Image, name: str) -> tuple[int, int]:
     """What black and white are in greyscale of floats (F) or of 16 bits (I, I;16), which Pillow leaves as a TIFF has
     it: of 12 bits, or with white at zero."""
     tags = getattr(image, "tag_v2", {})
+    if image.mode == "I" and image.format is None and 0 < image.getextrema()[1] <= 255:  # made of one of 8 bits?
+        raise ImageError(f"{name} has integers of 0 to 255 where 16 bits are taken: convert it to mode L first")
     if image.mode == "I" and tags.get(BITSPERSAMPLE) == (32,):
         raise ImageError(f"{name} has integers of 32 bits, which have no agreed range: convert it to 8 bits first")
     limit = 1 if image.mode == "F" else 4095 if tags.get(BITSPERSAMPLE) == (12,) else 65535

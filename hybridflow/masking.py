@@ -4,12 +4,19 @@ import torch
 from torch import Tensor
 
 from hybridflow.draws import Draws
+from hybridflow.errors import HybridFlowError
 from hybridflow.probability import INDEX_STEPS
 
 SCHEDULES = ("full", "1_4", "1_9", "none", "dynamic")
 UNIFORM_SCHEDULES = SCHEDULES[:4]
 REGION = 6
 """Side, in indices, of a region of dynamic masking: a multiple of both cells' sides, so that the lattices meet."""
+
+
+def require_schedule(schedule: str, among: tuple[str, ...] = SCHEDULES) -> None:
+    """HybridFlowError unless there is such a schedule."""
+    if schedule not in among:
+        raise HybridFlowError(f"there is no schedule {schedule!r}: choose one of {', '.join(among)}")
 
 
 def _lattice(h: int, w: int, cell: int, offset: int, device) -> Tensor:
@@ -20,16 +27,15 @@ def _lattice(h: int, w: int, cell: int, offset: int, device) -> Tensor:
 
 def schedule_mask(schedule: str, h: int, w: int, device=None) -> Tensor:
     """Sent positions (h,w) bool of a uniform schedule: all, one of every 2x2 or 3x3 cell (its centre), or none. Raises
-    ValueError if there is no such schedule."""
+    HybridFlowError if there is no such schedule."""
+    require_schedule(schedule, UNIFORM_SCHEDULES)
     if schedule == "full":
         return torch.ones(h, w, dtype=torch.bool, device=device)
     if schedule == "none":
         return torch.zeros(h, w, dtype=torch.bool, device=device)
     if schedule == "1_4":
         return _lattice(h, w, 2, 0, device)
-    if schedule == "1_9":
-        return _lattice(h, w, 3, 1, device)
-    raise ValueError(f"no uniform schedule {schedule!r}: choose one of {', '.join(UNIFORM_SCHEDULES)}")
+    return _lattice(h, w, 3, 1, device)
 
 
 def region_grid(h: int, w: int) -> tuple[int, int]:

@@ -19,16 +19,24 @@ from compressai.registry import register_model
 from torch import Tensor, nn
 
 from hybridflow.codebook import Codebook
+from hybridflow.container import require_quality
 from hybridflow.continuous import ContinuousCodec
 from hybridflow.correction import Correction
 from hybridflow.dynamic_masking import choose_regions, error_map, spatial_lpips
 from hybridflow.entropy import Decoder, Encoder
-from hybridflow.errors import HybridFlowError
+from hybridflow.errors import FormatError, HybridFlowError
 from hybridflow.exact import ProbabilityModel
 from hybridflow.image_encoder import ImageEncoder
 from hybridflow.index_prior import IndexPrior
 from hybridflow.losses import rate_weight
-from hybridflow.masking import UNIFORM_SCHEDULES, coding_steps, schedule_mask, step_places
+from hybridflow.masking import (
+    SCHEDULES,
+    UNIFORM_SCHEDULES,
+    coding_steps,
+    require_schedule,
+    schedule_mask,
+    step_places,
+)
 from hybridflow.pixel_decoder import PixelDecoder
 from hybridflow.predictor import Predictor
 from hybridflow.probability import MEAN_STEPS
@@ -260,12 +268,12 @@ class HybridFlow(CompressionModel):
             `index_logits` (B,K,h,w) of the predictor.
 
         Raises:
-            HybridFlowError: sides are no multiples of 16, or there is no such decoder.
+            HybridFlowError: `x` is no such image, or there is no such quality, schedule or decoder.
         """
-        _refuse_unpadded(x)
+        _require_image(x)
         batch = len(x)
-        if isinstance(quality, int):
-            quality = torch.full((batch,), quality, device=x.device)
+        if not isinstance(quality, Tensor):
+            quality = torch.full((batch,), require_quality(quality), device=x.device)
         indices = self.indices_of(x)
         if isinstance(sent, str):
             sent = schedule_mask(sent, *indices.shape[1:], x.device).expand(batch, -1, -1)
@@ -406,20 +414,26 @@ class HybridFlow(CompressionModel):
         image]], "shape": (h, w)}, and the "quality" and "schedule" that `decompress` needs too.
 
         Raises:
-            HybridFlowError: sides are no multiples of 16.
+            HybridFlowError: `x` is no such image, or there is no such quality or schedule.
         """
-        _refuse_unpadded(x)
-        probability = self.probability()
-        streams = [
-            self.write(self.analyse(image[None]), quality, schedule, probability=probability)[0] for image in x
-        ]
+        _require_image(x)
+        header, probability = _point(quality, schedule), self.probability()
+        streams = [self.write(self.analyse(image[None]), quality, schedule, header, probability)[0] for image in x]
         shape = x.shape[-2] // STRIDE, x.shape[-1] // STRIDE
         return {"strings": [streams], "shape": shape, "quality": quality, "schedule": schedule}
 
     def decompress(self, strings: list, shape: tuple[int, int], quality: int = 31, schedule: str = "1_4") -> dict:
-        """CompressAI's convention: all that `compress` gave -> {"x_hat": (B,3,H,W) in [0,1]}."""
-        probability = self.probability()
-        coded = [self.read(stream, *shape, quality, schedule, probability=probability) for stream in strings[0]]
+        """CompressAI's convention: all that `compress` gave -> {"x_hat": (B,3,H,W) in [0,1]}.
+
+        Raises:
+            FormatError: the streams are damaged, or of another quality or schedule.
+            HybridFlowError: there is no such quality or schedule.
+        """
+        header, probability = _point(quality, schedule), self.probability()
+        try:
+            coded = [self.read(stream, *shape, quality, schedule, header, probability) for stream in strings[0]]
+        except FormatError as error:
+            raise FormatError(f"{error}, or give the quality and schedule that compress returned") from None
         return {"x_hat": torch.cat([self.synthesise(c, quality) for c in coded])}
 
     def y_hat(self, y: np.ndarray, quality: Tensor) -> Tensor:
@@ -459,7 +473,15 @@ class HybridFlow(CompressionModel):
         return choose_regions(torch.cat(errors), torch.cat(index_bits), weight)
 
 
-def _refuse_unpadded(x: Tensor) -> None:
+def _point(quality: int, schedule: str) -> bytes:
+    """What takes a file's header's place in the check of a stream; HybridFlowError if there is no such point."""
+    require_schedule(schedule)
+    return bytes([require_quality(quality), SCHEDULES.index(schedule)])
+
+
+def _require_image(x: Tensor) -> None:
+    if not x.is_floating_point():
+        raise HybridFlowError(f"an image of {x.dtype} has no agreed range: give floats in [0,1]")
     if any(side % STRIDE for side in x.shape[-2:]):
         sides = " x ".join(map(str, x.shape[-2:]))
         mend = f"pad them to multiples of {STRIDE}, or use the codec that hybridflow.load() gives"

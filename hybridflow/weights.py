@@ -27,12 +27,12 @@ def available() -> list[str]:
 
 
 def checkpoint_file(name: str | Path) -> Path:
-    """Where a checkpoint lies: a shipped preset's, or one's own, whose path ends in a suffix.
+    """Where a checkpoint lies: a shipped preset's, or one's own, whose path has a suffix or a folder.
 
     Raises:
         CheckpointError: no preset of that name is shipped.
     """
-    if not isinstance(name, str) or Path(name).suffix:
+    if not isinstance(name, str) or Path(name).suffix or Path(name).name != name:
         return Path(name)
     if name not in available():
         shipped = " or ".join(available()) or "a file of your own"

@@ -222,6 +222,22 @@ def test_compare_refuses_an_empty_name(run, photo, encoded, capsys):
     assert ended.value.code == 2 and "-o has an empty name" in capsys.readouterr().err
 
 
+def test_standard_input_serves_once(run, tmp_path, monkeypatch, capsys):
+    with pytest.raises(SystemExit) as ended:
+        run("compare", "-", "-")
+    assert ended.value.code == 2 and "can be one of the two only" in capsys.readouterr().err
+    monkeypatch.setattr(sys, "stdin", None)  # as it is where a shell has closed it
+    assert run("encode", "-", "-o", tmp_path / "a.hf") == 1
+    assert "there is no standard input: name a file" in the_error(capsys)
+
+
+@pytest.mark.parametrize("arguments", [["split", "a", "--out", ""], ["freeze", "a", "--data", ""]])
+def test_an_empty_name_is_not_the_current_folder(arguments, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 2 and "the name is empty: give a file or a folder" in capsys.readouterr().err
+
+
 def test_options_reach_the_codec(run, photo, encoded, tmp_path, monkeypatch):
     asked = []
     encode, decode, load = Codec.encode, Codec.decode, hybridflow.load
@@ -276,6 +292,7 @@ def test_preview_and_salvage_take_what_is_left(run, encoded, tmp_path, capsys):
     assert "--salvage" in the_error(capsys) and not (tmp_path / "cut.png").exists()
     for option in ("--preview", "--salvage"):
         assert run("decode", cut, option, "--force") == 0
+        assert f"warning: {cut}: the file is cut or damaged" in capsys.readouterr().err
         assert read_image(tmp_path / "cut.png").size == SIZE
 
 

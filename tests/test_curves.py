@@ -58,9 +58,10 @@ def test_a_curve_averages_images_and_is_sorted_by_bpp():
     assert results["psnr-rgb"] == pytest.approx([21.0, 28.0])
 
 
-def test_a_figure_that_some_image_lacks_is_left_out_of_the_curve():
-    rows = [row("0", 0.01, **{"ms-ssim-rgb": 0.9}), row("0", 0.02)]
+def test_a_figure_that_some_image_lacks_is_left_out_of_the_curve(capsys):
+    rows = [row("0", 0.01, **{"ms-ssim-rgb": 0.9}), row("0", 0.02, image="small.png")]
     assert set(average(rows, "name", "description")["results"]) == {"point", "bpp"}
+    assert capsys.readouterr().err == "name: no average of ms-ssim-rgb, which small.png has none of\n"
 
 
 def test_a_row_that_was_cut_is_measured_again(folder, tmp_path):

@@ -216,6 +216,11 @@ def test_opaque_alpha_is_dropped_in_silence(photo):
     assert (pixels(read_image(file_bytes(photo.convert("RGBA")))) == pixels(photo)).all()
 
 
+def test_8_bits_are_not_taken_for_dark_16_bits(photo):
+    with pytest.raises(ImageError, match="integers of 0 to 255 where 16 bits are taken: convert it to mode L"):
+        read_image(photo.convert("L").convert("I"))
+
+
 def test_frames_that_are_lost_are_told(photo):
     buffer = io.BytesIO()
     frames = [photo, photo.rotate(180)]

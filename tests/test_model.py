@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from hybridflow.ablation import Ablations
 from hybridflow.checkpoint import released
-from hybridflow.errors import HybridFlowError
+from hybridflow.errors import FormatError, HybridFlowError
 from hybridflow.masking import UNIFORM_SCHEDULES, schedule_mask
 from hybridflow.model import HybridFlow
 from hybridflow.training.freeze import freeze
@@ -134,6 +134,35 @@ def test_forward_shows_what_decompress_gives(model):
     shown = model(x, 40, "1_4")["x_hat"].clamp(0, 1)
     decoded = model.decompress(**model.compress(x, 40, "1_4"))["x_hat"]
     torch.testing.assert_close(shown, decoded, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("schedule", [*UNIFORM_SCHEDULES, "dynamic"])
+def test_decompress_tells_that_it_was_given_another_point(model, schedule):
+    out = model.compress(image(), 40, schedule)
+    for other in ({"schedule": "full" if schedule == "1_4" else "1_4"}, {"quality": 41}):
+        with pytest.raises(FormatError, match="or give the quality and schedule that compress returned"):
+            model.decompress(**(out | other))
+
+
+@pytest.mark.parametrize("call", ["forward", "compress"])
+@pytest.mark.parametrize(
+    "point, told",
+    [
+        ((-1, "none"), "quality must be 0 to 63, not -1"),
+        ((64, "none"), "quality must be 0 to 63, not 64"),
+        ((3.5, "none"), "quality must be a whole number, not 3.5"),
+        ((3, "some"), "no schedule 'some': choose one of full, 1_4, 1_9, none"),
+    ],
+)
+def test_points_that_do_not_exist_are_refused(model, call, point, told):
+    with pytest.raises(HybridFlowError, match=told):
+        getattr(model, call)(image(), *point)
+
+
+@pytest.mark.parametrize("call", ["forward", "compress"])
+def test_images_of_integers_are_refused(model, call):
+    with pytest.raises(HybridFlowError, match=r"image of torch.uint8 has no agreed range: give floats in \[0,1\]"):
+        getattr(model, call)((image() * 255).byte())
 
 
 @pytest.mark.parametrize("call", ["forward", "compress"])

@@ -7,11 +7,10 @@ import argparse
 import dataclasses
 import inspect
 import json
-from pathlib import Path
 from textwrap import dedent, fill, indent
 
 from hybridflow.checkpoint import split_parts
-from hybridflow.cli import positive
+from hybridflow.cli import named_path, positive
 from hybridflow.errors import TrainingError
 from hybridflow.model import PRESETS
 from hybridflow.saving import refuse_overwrite, require_writable
@@ -50,9 +49,9 @@ def _add_train(subparsers) -> None:
     parser.add_argument("stage", choices=STAGES, metavar="STAGE", help="one of those above")
     _add_preset(parser)
     _add_data(parser)
-    parser.add_argument("--out", type=Path, required=True, help="run folder: state, weights, log")
+    parser.add_argument("--out", type=named_path, required=True, help="run folder: state, weights, log")
     what = "safetensors, or a folder of them, whose parts to start from; --resume needs none"
-    parser.add_argument("--init", type=Path, help=what)
+    parser.add_argument("--init", type=named_path, help=what)
     parser.add_argument("--resume", action="store_true", help="go on from OUT/state.pt, by OUT/config.yaml's settings")
     what = "end the stage after so many minutes; without --max-steps learning rate and lambda go by them too"
     parser.add_argument("--max-minutes", type=float, help=what)
@@ -78,11 +77,12 @@ def _add_campaign(subparsers) -> None:
     )
     _add_preset(parser)
     _add_data(parser)
-    parser.add_argument("--out", type=Path, required=True, help="folder to write: parts, and a run folder a stage")
+    what = "folder to write: parts, and a run folder a stage"
+    parser.add_argument("--out", type=named_path, required=True, help=what)
     parser.add_argument("--minutes", type=positive(float), required=True, help="clock of this call")
     what = "of the whole campaign, to share out (default: the last call's, at first the plan's)"
     parser.add_argument("--total-minutes", type=positive(float), help=what)
-    parser.add_argument("--init", type=Path, help="folder of parts and campaign.json to start from")
+    parser.add_argument("--init", type=named_path, help="folder of parts and campaign.json to start from")
     _add_device_and_settings(parser)
     parser.set_defaults(run=_campaign)
 
@@ -95,8 +95,8 @@ def _add_split(subparsers) -> None:
         "  hybridflow split runs/tokenizer/weights.safetensors --out parts/ --parts codebook_encoder codebook",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("weights", type=Path, help="weights.safetensors of a run")
-    parser.add_argument("--out", type=Path, required=True, help="folder to write to")
+    parser.add_argument("weights", type=named_path, help="weights.safetensors of a run")
+    parser.add_argument("--out", type=named_path, required=True, help="folder to write to")
     parser.add_argument("--parts", nargs="+", required=True, metavar="PART", help="some of those below")
     _add_force(parser)
     parser.set_defaults(run=_split)
@@ -115,8 +115,8 @@ def _add_average(subparsers) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     what = "weights.safetensors of a run, a release, or a folder of parts"
-    parser.add_argument("weights", type=Path, nargs="+", metavar="WEIGHTS", help=what)
-    parser.add_argument("--out", type=Path, required=True, help="safetensors to write")
+    parser.add_argument("weights", type=named_path, nargs="+", metavar="WEIGHTS", help=what)
+    parser.add_argument("--out", type=named_path, required=True, help="safetensors to write")
     what = "what each counts for, adding up to 1 (default: alike); below 0, to go beyond the others"
     parser.add_argument("--shares", type=float, nargs="+", metavar="SHARE", help=what)
     _add_preset(parser)
@@ -135,7 +135,7 @@ def _add_freeze(subparsers) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     _add_trained(parser)
-    parser.add_argument("--out", type=Path, required=True, help="safetensors to write")
+    parser.add_argument("--out", type=named_path, required=True, help="safetensors to write")
     _add_force(parser)
     parser.set_defaults(run=_freeze)
 
@@ -153,14 +153,14 @@ def _add_export(subparsers) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     _add_trained(parser)
-    parser.add_argument("--out", type=Path, required=True, help="folder to write to")
+    parser.add_argument("--out", type=named_path, required=True, help="folder to write to")
     parser.add_argument("--name", help="of the checkpoint (default: the preset's)")
     _add_force(parser)
     parser.set_defaults(run=_export)
 
 
 def _add_trained(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("weights", type=Path, help="weights.safetensors of a run, or a folder of parts")
+    parser.add_argument("weights", type=named_path, help="weights.safetensors of a run, or a folder of parts")
     _add_preset(parser)
     _add_data(parser)
 
@@ -175,7 +175,7 @@ def _add_preset(parser: argparse.ArgumentParser) -> None:
 
 def _add_data(parser: argparse.ArgumentParser) -> None:
     what = "folder of images or tar shards (its subfolders are not searched)"
-    parser.add_argument("--data", type=Path, required=True, help=what)
+    parser.add_argument("--data", type=named_path, required=True, help=what)
 
 
 def _add_device_and_settings(parser: argparse.ArgumentParser) -> None:
