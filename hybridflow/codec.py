@@ -187,8 +187,7 @@ class Codec:
             data: the file's bytes, its path, or a binary file object.
             preview: leave the sent indices out and predict them all: quicker, and all that a cut file may allow.
             salvage: accept a cut or damaged file whose continuous stream is whole, and use the indices that are there.
-
-        Of a cut or damaged file a warning says so.
+                Both warn if the file is one.
 
         Raises:
             FormatError: the file is not an `.hf` file, or is damaged.

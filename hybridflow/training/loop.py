@@ -43,6 +43,9 @@ _ANOTHER_FOLDER = "go on from its weights.safetensors by --init, in another fold
 WARMED_BY = 0.1
 """Share of a stage after which its learning rate is warm, however many steps that takes."""
 
+ONE_ASKING = 1.0
+"""Seconds in which signals are one wish to end: GNU's `timeout` sends two at once."""
+
 SKIPPED_MOST = 100
 """Steps one after the other without a finite gradient, at which a run gives up."""
 
@@ -486,16 +489,18 @@ def _run_of(out: Path) -> tuple[str, str | dict]:
 
 
 @contextmanager
-def _ended_by_signals() -> Iterator[list[int]]:
-    """A list that SIGTERM and SIGINT add to, so that a step is never cut. A second signal works as it always does, but
-    under a launcher, which hands on to its processes what a terminal or a batch system has sent to all of them."""
-    ended: list[int] = []
+def _ended_by_signals() -> Iterator[list[float]]:
+    """A list that SIGTERM and SIGINT add their times to, so that a step is never cut. A second signal, after
+    `ONE_ASKING`, works as it always does, but under a launcher, which hands on to its processes what a terminal or a
+    batch system has sent to all of them."""
+    ended: list[float] = []
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
 
     def note(number: int, frame: Any) -> None:
-        ended.append(number)
-        if processes() == 1:
+        ended.append(time.monotonic())
+        if processes() == 1 and ended[-1] - ended[0] > ONE_ASKING:
             signal.signal(number, before[number])
+            signal.raise_signal(number)
 
     for number in before:
         signal.signal(number, note)
