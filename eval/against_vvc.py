@@ -11,14 +11,13 @@ import functools
 import sys
 from bisect import bisect_left
 from collections.abc import Callable
-from pathlib import Path
 
 from PIL import Image
 
 import hybridflow
 from eval import command
 from eval.ffmpeg import VVC_QPS, decode_vvc, encode_vvc
-from hybridflow.cli import positive
+from hybridflow.cli import named_path, positive
 from hybridflow.image_io import read_image, writable_format
 from hybridflow.metrics import lpips, psnr
 from hybridflow.side_by_side import side_by_side
@@ -52,7 +51,7 @@ def part(image: Image.Image, left: int | None) -> Image.Image:
 @command.one_line_errors
 def main(argv: list[str] | None = None) -> int:
     parser = command.parser("against_vvc", __doc__)
-    parser.add_argument("image", type=Path)
+    parser.add_argument("image", type=named_path)
     parser.add_argument("--bpp", type=positive(float), default=0.03, help="ours is at or under that (%(default)s)")
     command.add_checkpoint(parser)
     parser.add_argument("--left", type=int, metavar="X", help="show the columns from this one on (the middle)")

@@ -17,7 +17,7 @@ from eval import command, datasets, freezing, parts, readme
 from eval.curves import Curve, run
 from eval.result_files import RESULTS, read_curves
 from eval.run import ablations_of, whole_of
-from hybridflow.cli import positive
+from hybridflow.cli import named_path, positive
 from hybridflow.weights import available
 
 
@@ -42,9 +42,9 @@ def main(argv: list[str] | None = None) -> int:
     parser = command.parser("anew", __doc__)
     parser.add_argument("checkpoint", choices=available(), help="a preset that is shipped")
     for key, title in datasets.DATA_SETS.items():
-        parser.add_argument(f"--{key}", type=Path, required=True, metavar="DIR", help=f"folder of {title}")
+        parser.add_argument(f"--{key}", type=named_path, required=True, metavar="DIR", help=f"folder of {title}")
     what = "weights.safetensors of `hybridflow train baseline --set mse_weight=...`"
-    parser.add_argument("--mse", type=Path, metavar="WEIGHTS", help=what)
+    parser.add_argument("--mse", type=named_path, metavar="WEIGHTS", help=what)
     what = "of one thread each (%(default)s)"
     parser.add_argument("--workers", type=positive(int), default=1, metavar="N", help=what)
     args = parser.parse_args(argv)

@@ -22,6 +22,7 @@ from PIL import Image, features
 from eval import command, ffmpeg
 from eval.cost import cost_of
 from eval.curves import Coding, add_arguments, costs, run
+from hybridflow.cli import named_path
 from hybridflow.errors import HybridFlowError
 from hybridflow.image_io import read_image
 
@@ -143,7 +144,7 @@ class Baseline:
 def main(argv: list[str] | None = None) -> int:
     parser = command.parser("baselines", __doc__)
     add_arguments(parser)
-    parser.add_argument("-o", "--output", type=Path, required=True, metavar="DIR")
+    parser.add_argument("-o", "--output", type=named_path, required=True, metavar="DIR")
     parser.add_argument("--codecs", nargs="+", choices=CODECS, default=list(CODECS), help="(all)")
     parser.add_argument("--qualities", type=int, nargs="+", metavar="Q", help="of every codec (to its lowest rate)")
     args = parser.parse_args(argv)

@@ -14,13 +14,13 @@ the rates that both have, interpolated in log bpp.
 import itertools
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 from eval import command, tables
 from eval.equal_rates import at_rate, common_rates
 from eval.plot import ours
 from eval.result_files import CurveResult, read_curves
+from hybridflow.cli import named_path
 from hybridflow.errors import HybridFlowError
 
 TITLES = ["claim", "against", "bpp", "PSNR dB", "theirs", "gain", "LPIPS", "theirs", "change", "holds"]
@@ -81,7 +81,7 @@ def claim_rows(curves: Sequence[CurveResult]) -> list[list[str]]:
 @command.one_line_errors
 def main(argv: list[str] | None = None) -> int:
     parser = command.parser("claims", __doc__)
-    parser.add_argument("results", type=Path, help="folder of curves")
+    parser.add_argument("results", type=named_path, help="folder of curves")
     args = parser.parse_args(argv)
 
     rows = claim_rows(read_curves(args.results))

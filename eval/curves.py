@@ -30,7 +30,7 @@ from eval.distortion import DISTORTIONS, VGG_SMALLEST, distortions, vgg_metrics
 from eval.result_files import NAMES
 from eval.tables import aligned
 from eval.vgg import HOW_TO_GET_IT
-from hybridflow.cli import positive
+from hybridflow.cli import named_path, positive
 from hybridflow.errors import HybridFlowError, ImageError
 from hybridflow.image_io import read_image
 from hybridflow.saving import replace_atomically
@@ -248,7 +248,7 @@ def print_table(result: dict) -> None:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What every command takes that codes a folder of images."""
-    parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="folder of images")
+    parser.add_argument("--data", type=named_path, required=True, metavar="DIR", help="folder of images")
     what = "of one thread each (%(default)s)"
     parser.add_argument("--workers", type=positive(int), default=1, metavar="N", help=what)
 

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 from eval import command
+from hybridflow.cli import named_path
 from hybridflow.errors import HybridFlowError
 from hybridflow.image_io import looks_like_image
 
@@ -69,7 +70,7 @@ def check(key: str, folder: Path) -> None:
 def main(argv: list[str] | None = None) -> int:
     parser = command.parser("datasets", __doc__)
     parser.add_argument("name", choices=DATA_SETS)
-    parser.add_argument("folder", type=Path)
+    parser.add_argument("folder", type=named_path)
     args = parser.parse_args(argv)
 
     check(args.name, args.folder)

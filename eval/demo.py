@@ -14,6 +14,7 @@ from PIL import Image
 
 import hybridflow
 from eval import command
+from hybridflow.cli import named_path
 from hybridflow.image_io import read_image
 from hybridflow.metrics import lpips, psnr
 from hybridflow.side_by_side import side_by_side, stack
@@ -52,7 +53,7 @@ def show_photo(codec, photo: Path, output: Path) -> Image.Image:
 def main(argv: list[str] | None = None) -> int:
     parser = command.parser("demo", __doc__)
     command.add_checkpoint(parser)
-    parser.add_argument("-o", "--output", type=Path, default=Path("demo"), metavar="DIR", help="(%(default)s)")
+    parser.add_argument("-o", "--output", type=named_path, default=Path("demo"), metavar="DIR", help="(%(default)s)")
     args = parser.parse_args(argv)
 
     args.output.mkdir(parents=True, exist_ok=True)

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from eval import command, tables
 from hybridflow.checkpoint import load_parts
-from hybridflow.cli import positive
+from hybridflow.cli import named_path, positive
 from hybridflow.container import QUALITIES
 from hybridflow.errors import CheckpointError, TrainingError
 from hybridflow.image_io import tensor_to_image
@@ -93,9 +93,9 @@ def row_of(weights: Path, found: np.ndarray) -> list[str]:
 def main(argv: list[str] | None = None) -> int:
     parser = command.parser("held_out", __doc__)
     what = "a release, or safetensors or a folder of parts that `hybridflow freeze` left"
-    parser.add_argument("weights", type=Path, nargs="+", metavar="WEIGHTS", help=what)
+    parser.add_argument("weights", type=named_path, nargs="+", metavar="WEIGHTS", help=what)
     parser.add_argument("--preset", choices=PRESETS, default="tiny", help="sizes of the models (%(default)s)")
-    parser.add_argument("--data", type=Path, required=True, help="folder of images or tar shards")
+    parser.add_argument("--data", type=named_path, required=True, help="folder of images or tar shards")
     parser.add_argument("--crops", type=positive(int), default=64, help="at most so many photos (%(default)s)")
     what = "0 to 63 (%(default)s)"
     parser.add_argument(

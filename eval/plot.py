@@ -25,6 +25,7 @@ from eval import command
 from eval.baselines import CODECS
 from eval.result_files import METRICS, CurveResult, published_curves, read_curves
 from eval.run import ABLATIONS
+from hybridflow.cli import named_path
 
 COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = "osD^vPX*<>"
@@ -177,8 +178,8 @@ def figures_of(curves: Sequence[CurveResult]) -> dict[str, Figure]:
 @command.one_line_errors
 def main(argv: list[str] | None = None) -> int:
     parser = command.parser("plot", __doc__)
-    parser.add_argument("results", type=Path, help="folder of curves")
-    parser.add_argument("-o", "--output", type=Path, required=True, metavar="DIR")
+    parser.add_argument("results", type=named_path, help="folder of curves")
+    parser.add_argument("-o", "--output", type=named_path, required=True, metavar="DIR")
     args = parser.parse_args(argv)
 
     figures = figures_of(read_curves(args.results))

@@ -11,6 +11,7 @@ from pathlib import Path
 from eval import command, tables
 from eval.plot import CLASSICAL, beside_classical, headline_figure, save
 from eval.result_files import RESULTS, CurveResult, read_curves
+from hybridflow.cli import named_path
 from hybridflow.errors import HybridFlowError
 
 README = Path(__file__).parent.parent / "README.md"
@@ -67,7 +68,8 @@ def with_tables(text: str, results: Path) -> str:
 @command.one_line_errors
 def main(argv: list[str] | None = None) -> int:
     parser = command.parser("readme", __doc__)
-    parser.add_argument("results", type=Path, nargs="?", help="print the table of this folder, and leave README.md")
+    what = "print the table of this folder, and leave README.md"
+    parser.add_argument("results", type=named_path, nargs="?", help=what)
     args = parser.parse_args(argv)
 
     if args.results:

@@ -31,7 +31,7 @@ from eval.readme import COLUMNS, headline
 from eval.result_files import METRICS, CurveResult, read_curves
 from eval.run import load_codec
 from eval.tables import Cells, cells_of
-from hybridflow.cli import positive
+from hybridflow.cli import named_path, positive
 from hybridflow.errors import HybridFlowError
 from hybridflow.image_io import read_image
 from hybridflow.saving import write_atomic
@@ -171,8 +171,9 @@ def main(argv: list[str] | None = None) -> int:
     parser = command.parser("report", __doc__)
     add_arguments(parser)
     parser.add_argument("-o", "--output", type=command.file_to_write, required=True, metavar="HTML")
-    parser.add_argument("--results", type=Path, required=True, metavar="DIR", help="of eval.run and eval.baselines")
-    parser.add_argument("--parts", type=Path, metavar="JSON", help="of eval.parts: what each part is worth")
+    what = "of eval.run and eval.baselines"
+    parser.add_argument("--results", type=named_path, required=True, metavar="DIR", help=what)
+    parser.add_argument("--parts", type=named_path, metavar="JSON", help="of eval.parts: what each part is worth")
     command.add_checkpoint(parser)
     parser.add_argument("--bpp", type=positive(float), default=0.03, help="of the pictures, at most (%(default)s)")
     args = parser.parse_args(argv)

@@ -40,11 +40,11 @@ from torch import nn
 import hybridflow
 from eval import command
 from eval.cost import cost_of
-from eval.curves import Coding, Curve, add_arguments, costs, run
+from eval.curves import Coding, add_arguments, costs, run
 from eval.photo import Photo, read_ablations
 from hybridflow.ablation import Ablations
 from hybridflow.checkpoint import PERCEPTUAL, released
-from hybridflow.cli import positive
+from hybridflow.cli import named_path, positive
 from hybridflow.codec import Codec
 from hybridflow.container import QUALITIES
 from hybridflow.image_io import read_image
@@ -280,7 +280,7 @@ def ablations_of(whole: Checkpoint, mse: Path | None) -> list[Ablated]:
 def main(argv: list[str] | None = None) -> int:
     parser = command.parser("run", __doc__)
     add_arguments(parser)
-    parser.add_argument("-o", "--output", type=Path, required=True, metavar="DIR")
+    parser.add_argument("-o", "--output", type=named_path, required=True, metavar="DIR")
     command.add_checkpoint(parser)
     parser.add_argument(
         "--points",
@@ -293,7 +293,7 @@ def main(argv: list[str] | None = None) -> int:
     beside.add_argument("--no-ablations", action="store_true", help="measure the checkpoint as it is alone")
     beside.add_argument(
         "--mse",
-        type=Path,
+        type=named_path,
         metavar="WEIGHTS",
         help="weights.safetensors of `hybridflow train baseline --set mse_weight=...`: also the curve continuous-mse",
     )

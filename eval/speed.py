@@ -179,7 +179,8 @@ def megapixels(text: str) -> float:
     """An argument's type: the size of an image that can be encoded."""
     size = positive(float)(text)
     if 1e6 * size > MAX_PIXELS:
-        raise argparse.ArgumentTypeError(f"{text} megapixels are too many to encode: give {MAX_PIXELS // 10**6} at most")
+        most = MAX_PIXELS // 10**6
+        raise argparse.ArgumentTypeError(f"{text} megapixels are too many to encode: give {most} at most")
     return size
 
 

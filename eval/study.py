@@ -13,6 +13,7 @@ from eval.datasets import describe, list_images
 from eval.photo import Photo
 from eval.run import digest
 from hybridflow.ablation import Ablations
+from hybridflow.cli import named_path
 from hybridflow.codec import Codec
 from hybridflow.errors import ImageError
 from hybridflow.weights import ablation_file, checkpoint_file
@@ -21,10 +22,13 @@ Rows = list[dict[str, str | float]]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="folder of images")
+    parser.add_argument("--data", type=named_path, required=True, metavar="DIR", help="folder of images")
     command.add_checkpoint(parser)
     parser.add_argument(
-        "--ablations", type=Path, metavar="FILE", help="the file beside it (NAME-ablation.safetensors, as shipped)"
+        "--ablations",
+        type=named_path,
+        metavar="FILE",
+        help="the file beside it (NAME-ablation.safetensors, as shipped)",
     )
     parser.add_argument("-o", "--output", type=command.file_to_write, required=True, metavar="JSON")
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from eval import baselines, run
 from eval.command import add_device, exit_code, file_to_write, one_line_errors, parser
 from hybridflow.errors import HybridFlowError
 
@@ -16,6 +17,14 @@ def test_an_error_is_one_line_and_the_code_2(capsys):
 
     assert [command(), command(HybridFlowError("mend it")), command(OSError("full"))] == [0, 2, 2]
     assert capsys.readouterr().err == "error: mend it\nerror: full\n"
+
+
+@pytest.mark.parametrize("command", [run.main, baselines.main])
+@pytest.mark.parametrize("folders", [["--data", "", "-o", "out"], ["--data", "in", "-o", ""]])
+def test_an_empty_name_is_not_the_current_folder(command, folders, capsys):
+    with pytest.raises(SystemExit):
+        command(folders)
+    assert "the name is empty: give a file or a folder" in capsys.readouterr().err
 
 
 def test_a_gpu_that_is_not_there_is_refused(monkeypatch, capsys):
