@@ -19,7 +19,6 @@ from training_process import precision, train
 
 from hybridflow.cli import main
 from hybridflow.errors import TrainingError
-from hybridflow.training import loop
 from hybridflow.training.config import TrainConfig
 from hybridflow.training.data import PhotoSet
 from hybridflow.training.loop import Run, start_processes
@@ -146,7 +145,6 @@ def test_a_signal_ends_a_run_with_a_save(number, folder, every_part, tmp_path):
     def step_under_fire():
         if stopped.step == 2:
             os.kill(os.getpid(), number)
-            os.kill(os.getpid(), number)  # as GNU's timeout does
         return step()
 
     stopped._step = step_under_fire
@@ -156,19 +154,6 @@ def test_a_signal_ends_a_run_with_a_save(number, folder, every_part, tmp_path):
     assert resumed.step == 3
     resumed.train()
     assert resumed.step == 9 and resumed.over
-
-
-def test_a_second_wish_to_end_is_not_waited_for(folder, every_part, tmp_path, monkeypatch):
-    stopped = run("correction", folder, tmp_path, every_part, {"batch": 1, "crop": 64, "max_steps": 9})
-    monkeypatch.setattr(loop, "ONE_ASKING", 0.0)
-
-    def step_under_fire():
-        os.kill(os.getpid(), signal.SIGINT)
-        os.kill(os.getpid(), signal.SIGINT)
-
-    stopped._step = step_under_fire
-    with pytest.raises(KeyboardInterrupt):
-        stopped.train()
 
 
 def test_a_save_cut_short_leaves_the_last_one(folder, every_part, tmp_path, monkeypatch):
