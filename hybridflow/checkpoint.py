@@ -110,14 +110,12 @@ def load_parts(path: str | Path, *owners: nn.Module) -> set[str]:
     for file in dict.fromkeys(holders.values()):
         tensors, _ = read_weights(file)
         _refuse_not_finite(file, tensors)
-        weights |= tensors
+        weights |= {key: value for key, value in tensors.items() if not key.endswith(CONSTANTS)}
     loaded = set()
     for owner in owners:
         for name, part in owner.named_children():
             prefix = name + "."
-            found = {
-                k[len(prefix) :]: v for k, v in weights.items() if k.startswith(prefix) and not k.endswith(CONSTANTS)
-            }
+            found = {k[len(prefix) :]: v for k, v in weights.items() if k.startswith(prefix)}
             if not found:
                 continue
             loaded.add(name)

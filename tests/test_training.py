@@ -466,7 +466,7 @@ def test_a_second_signal_is_not_held_back(request, monkeypatch):
     request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
     with pytest.raises(KeyboardInterrupt), _ended_by_signals() as ended:
         signal.raise_signal(signal.SIGINT)
-        assert len(ended) == 1
+        assert ended == [signal.SIGINT]
         signal.raise_signal(signal.SIGINT)
 
 
@@ -474,7 +474,7 @@ def test_two_signals_at_once_are_one():
     with _ended_by_signals() as ended:
         signal.raise_signal(signal.SIGTERM)
         signal.raise_signal(signal.SIGTERM)
-    assert len(ended) == 2
+    assert ended == [signal.SIGTERM, signal.SIGTERM]
 
 
 def test_a_signal_that_a_launcher_hands_on_is_one_more_of_the_first(monkeypatch):
@@ -483,7 +483,7 @@ def test_a_signal_that_a_launcher_hands_on_is_one_more_of_the_first(monkeypatch)
     with _ended_by_signals() as ended:
         for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGINT, signal.SIGINT):
             signal.raise_signal(number)
-    assert len(ended) == 4
+    assert ended == [signal.SIGTERM, signal.SIGTERM, signal.SIGINT, signal.SIGINT]
 
 
 class Grey:

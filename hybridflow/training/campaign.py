@@ -108,7 +108,7 @@ class Campaign:
             held += (config.validation_crops,)
             folder = self.out / stage
             resume = (folder / "state.pt").exists()
-            init = self.parts if self.ledger["stages"] and not resume else None
+            init = self.parts if self.ledger["stages"] else None
             check_start(stage, self.preset, config, folder, init, resume, accelerator)
             if read is None and "refit" not in self.ledger["stages"]:
                 held_out_photos(data)  # an error now, and not when it is time to freeze

@@ -489,16 +489,20 @@ def _run_of(out: Path) -> tuple[str, str | dict]:
 
 
 @contextmanager
-def _ended_by_signals() -> Iterator[list[float]]:
-    """A list that SIGTERM and SIGINT add their times to, so that a step is never cut. A second signal, after
-    `ONE_ASKING`, works as it always does, but under a launcher, which hands on to its processes what a terminal or a
-    batch system has sent to all of them."""
-    ended: list[float] = []
+def _ended_by_signals() -> Iterator[list[int]]:
+    """A list that SIGTERM and SIGINT add to, so that a step is never cut. A second signal, after `ONE_ASKING`, works as
+    it always does, but under a launcher, which hands on to its processes what a terminal or a batch system has sent to
+    all of them."""
+    ended: list[int] = []
+    first = math.inf
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
 
     def note(number: int, frame: Any) -> None:
-        ended.append(time.monotonic())
-        if processes() == 1 and ended[-1] - ended[0] > ONE_ASKING:
+        nonlocal first
+        ended.append(number)
+        now = time.monotonic()
+        first = min(first, now)
+        if processes() == 1 and now - first > ONE_ASKING:
             signal.signal(number, before[number])
             signal.raise_signal(number)
 
