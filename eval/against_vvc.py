@@ -51,11 +51,12 @@ def part(image: Image.Image, left: int | None) -> Image.Image:
 @command.one_line_errors
 def main(argv: list[str] | None = None) -> int:
     parser = command.parser("against_vvc", __doc__)
-    parser.add_argument("image", type=named_path)
+    parser.add_argument("image", type=named_path, help="any that hybridflow encode takes")
     parser.add_argument("--bpp", type=positive(float), default=0.03, help="ours is at or under that (%(default)s)")
     command.add_checkpoint(parser)
     parser.add_argument("--left", type=int, metavar="X", help="show the columns from this one on (the middle)")
-    parser.add_argument("-o", "--output", type=command.file_to_write, required=True, metavar="PNG")
+    what = "picture to write: the original, VVC and ours side by side"
+    parser.add_argument("-o", "--output", type=command.file_to_write, required=True, metavar="PNG", help=what)
     args = parser.parse_args(argv)
     writable_format(args.output.suffix)
 

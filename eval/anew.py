@@ -3,12 +3,13 @@
     python -m eval.anew tiny --kodak DIR --cid22val DIR --workers 2
 
 The curves are those that `eval/results` holds of it, at the points that they have there (`eval.run`); then come its
-`eval.parts` and `eval.freezing`, and README's tables and figure. Rows of these very weights are not measured again, so
-a run that was stopped goes on. On two cores it takes some three hours. A curve whose baseline is not shipped is named
-and left as it is, but for the continuous stream's for rate + MSE if `--mse` names one that was trained beside these
-weights.
+`eval.parts`, at the qualities that it has there, and `eval.freezing`, and README's tables and figure. Rows of these
+very weights are not measured again, so a run that was stopped goes on. On two cores it takes some three hours. A curve
+whose baseline is not shipped is named and left as it is, but for the continuous stream's for rate + MSE if `--mse`
+names one that was trained beside these weights.
 """
 
+import json
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +18,7 @@ from eval import command, datasets, freezing, parts, readme
 from eval.curves import Curve, run
 from eval.result_files import RESULTS, read_curves
 from eval.run import ablations_of, whole_of
-from hybridflow.cli import named_path, positive
+from hybridflow.cli import named_path
 from hybridflow.weights import available
 
 
@@ -37,6 +38,12 @@ def committed(name: str, folder: str, mse: Path | None = None) -> list[Curve]:
     return [replace(curve, points=points[curve.name]) for curve in curves if curve.name in points]
 
 
+def committed_qualities(name: str) -> list[int]:
+    """Qualities of the curves in a checkpoint's committed `eval.parts`."""
+    tables = json.loads((RESULTS / "parts" / f"{name}.json").read_text())["tables"]
+    return sorted({row["quality"] for row in tables["curves"]})
+
+
 @command.one_line_errors
 def main(argv: list[str] | None = None) -> int:
     parser = command.parser("anew", __doc__)
@@ -45,19 +52,19 @@ def main(argv: list[str] | None = None) -> int:
         parser.add_argument(f"--{key}", type=named_path, required=True, metavar="DIR", help=f"folder of {title}")
     what = "weights.safetensors of `hybridflow train baseline --set mse_weight=...`"
     parser.add_argument("--mse", type=named_path, metavar="WEIGHTS", help=what)
-    what = "of one thread each (%(default)s)"
-    parser.add_argument("--workers", type=positive(int), default=1, metavar="N", help=what)
+    command.add_workers(parser)
     args = parser.parse_args(argv)
 
     name, folders = args.checkpoint, {key: getattr(args, key) for key in datasets.DATA_SETS}
+    of_parts = ["--qualities", *map(str, committed_qualities(name))]
     for key, data in folders.items():
         datasets.check(key, data)
     with freezing.threads(1):  # which is what `run` leaves
         for key, data in folders.items():
             run(committed(name, key, args.mse), data, RESULTS / key, f"{name}.csv", args.workers)
-    for study, folder in ((parts, "parts"), (freezing, "freezing")):
+    for study, folder, options in ((parts, "parts", of_parts), (freezing, "freezing", [])):
         output = RESULTS / folder / f"{name}.json"
-        if code := study.main(["--data", str(args.kodak), "--checkpoint", name, "-o", str(output)]):
+        if code := study.main(["--data", str(args.kodak), "--checkpoint", name, "-o", str(output), *options]):
             return code
     return readme.main([])
 

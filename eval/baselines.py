@@ -144,7 +144,8 @@ class Baseline:
 def main(argv: list[str] | None = None) -> int:
     parser = command.parser("baselines", __doc__)
     add_arguments(parser)
-    parser.add_argument("-o", "--output", type=named_path, required=True, metavar="DIR")
+    what = "folder to write: a CSV, a row an image and point, and a JSON a curve"
+    parser.add_argument("-o", "--output", type=named_path, required=True, metavar="DIR", help=what)
     parser.add_argument("--codecs", nargs="+", choices=CODECS, default=list(CODECS), help="(all)")
     parser.add_argument("--qualities", type=int, nargs="+", metavar="Q", help="of every codec (to its lowest rate)")
     args = parser.parse_args(argv)

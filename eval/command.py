@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import ParamSpec
 
+from hybridflow.cli import named_path, positive
 from hybridflow.errors import HybridFlowError
 from hybridflow.precision import require_device
 from hybridflow.saving import require_writable
@@ -40,6 +41,17 @@ def add_device(parser: argparse.ArgumentParser) -> None:
         return text
 
     parser.add_argument("--device", type=device, default="cpu", help="cpu or cuda (%(default)s)")
+
+
+def add_data(parser: argparse.ArgumentParser, what: str = "folder of images") -> None:
+    """`--data`, which has to be given."""
+    parser.add_argument("--data", type=named_path, required=True, metavar="DIR", help=what)
+
+
+def add_workers(parser: argparse.ArgumentParser) -> None:
+    """`--workers`, the number of processes that measure side by side."""
+    what = "of one thread each (%(default)s)"
+    parser.add_argument("--workers", type=positive(int), default=1, metavar="N", help=what)
 
 
 def file_to_write(text: str) -> Path:

@@ -23,14 +23,13 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from eval.command import exit_code
+from eval.command import add_data, add_workers, exit_code
 from eval.cost import Cost
 from eval.datasets import describe, list_images, sha256
 from eval.distortion import DISTORTIONS, VGG_SMALLEST, distortions, vgg_metrics
 from eval.result_files import NAMES
 from eval.tables import aligned
 from eval.vgg import HOW_TO_GET_IT
-from hybridflow.cli import named_path, positive
 from hybridflow.errors import HybridFlowError, ImageError
 from hybridflow.image_io import read_image
 from hybridflow.saving import replace_atomically
@@ -248,9 +247,8 @@ def print_table(result: dict) -> None:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What every command takes that codes a folder of images."""
-    parser.add_argument("--data", type=named_path, required=True, metavar="DIR", help="folder of images")
-    what = "of one thread each (%(default)s)"
-    parser.add_argument("--workers", type=positive(int), default=1, metavar="N", help=what)
+    add_data(parser)
+    add_workers(parser)
 
 
 def run(curves: Sequence[Curve], data: Path, output: Path, csv_name: str, workers: int) -> int:

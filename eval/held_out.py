@@ -95,7 +95,7 @@ def main(argv: list[str] | None = None) -> int:
     what = "a release, or safetensors or a folder of parts that `hybridflow freeze` left"
     parser.add_argument("weights", type=named_path, nargs="+", metavar="WEIGHTS", help=what)
     parser.add_argument("--preset", choices=PRESETS, default="tiny", help="sizes of the models (%(default)s)")
-    parser.add_argument("--data", type=named_path, required=True, help="folder of images or tar shards")
+    command.add_data(parser, "folder of images or tar shards")
     parser.add_argument("--crops", type=positive(int), default=64, help="at most so many photos (%(default)s)")
     what = "0 to 63 (%(default)s)"
     parser.add_argument(

@@ -179,7 +179,8 @@ def figures_of(curves: Sequence[CurveResult]) -> dict[str, Figure]:
 def main(argv: list[str] | None = None) -> int:
     parser = command.parser("plot", __doc__)
     parser.add_argument("results", type=named_path, help="folder of curves")
-    parser.add_argument("-o", "--output", type=named_path, required=True, metavar="DIR")
+    what = "folder to write: an SVG a figure"
+    parser.add_argument("-o", "--output", type=named_path, required=True, metavar="DIR", help=what)
     args = parser.parse_args(argv)
 
     figures = figures_of(read_curves(args.results))

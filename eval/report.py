@@ -170,7 +170,8 @@ def render(curves: list[CurveResult], photos: list[dict], bpp: float, parts: dic
 def main(argv: list[str] | None = None) -> int:
     parser = command.parser("report", __doc__)
     add_arguments(parser)
-    parser.add_argument("-o", "--output", type=command.file_to_write, required=True, metavar="HTML")
+    what = "page to write, pictures and all"
+    parser.add_argument("-o", "--output", type=command.file_to_write, required=True, metavar="HTML", help=what)
     what = "of eval.run and eval.baselines"
     parser.add_argument("--results", type=named_path, required=True, metavar="DIR", help=what)
     parser.add_argument("--parts", type=named_path, metavar="JSON", help="of eval.parts: what each part is worth")

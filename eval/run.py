@@ -280,7 +280,8 @@ def ablations_of(whole: Checkpoint, mse: Path | None) -> list[Ablated]:
 def main(argv: list[str] | None = None) -> int:
     parser = command.parser("run", __doc__)
     add_arguments(parser)
-    parser.add_argument("-o", "--output", type=named_path, required=True, metavar="DIR")
+    what = "folder to write: a CSV, a row an image and point, and a JSON a curve"
+    parser.add_argument("-o", "--output", type=named_path, required=True, metavar="DIR", help=what)
     command.add_checkpoint(parser)
     parser.add_argument(
         "--points",

@@ -22,7 +22,7 @@ Rows = list[dict[str, str | float]]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--data", type=named_path, required=True, metavar="DIR", help="folder of images")
+    command.add_data(parser)
     command.add_checkpoint(parser)
     parser.add_argument(
         "--ablations",
@@ -30,7 +30,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="the file beside it (NAME-ablation.safetensors, as shipped)",
     )
-    parser.add_argument("-o", "--output", type=command.file_to_write, required=True, metavar="JSON")
+    what = "file to write the tables to"
+    parser.add_argument("-o", "--output", type=command.file_to_write, required=True, metavar="JSON", help=what)
 
 
 def baselines_file(args: argparse.Namespace) -> Path:

@@ -30,7 +30,7 @@ from eval import command, tables
 from eval.cost import cost_of
 from eval.speed import CPU_ATTENTION, median_seconds, random_codec
 from hybridflow.ablation import Ablations
-from hybridflow.cli import named_path, positive
+from hybridflow.cli import positive
 from hybridflow.model import PRESETS
 from hybridflow.training.config import load_config
 from hybridflow.training.loop import Run, start_processes
@@ -115,7 +115,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = command.parser("training_speed", __doc__)
     parser.add_argument("--preset", choices=PRESETS, default="tiny", help="default: %(default)s")
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES), metavar="STAGE", help="some only")
-    parser.add_argument("--data", type=named_path, required=True, help="folder of images or tar shards")
+    command.add_data(parser, "folder of images or tar shards")
     parser.add_argument("--steps", type=positive(int), default=10, metavar="N", help="steps that count (%(default)s)")
     parser.add_argument(
         "--batch-share", type=positive(int), default=1, metavar="N", help="take 1/N of the batch (%(default)s)"

@@ -129,9 +129,7 @@ def load_parts(path: str | Path, *owners: nn.Module) -> set[str]:
             try:
                 part.load_state_dict(given)
             except RuntimeError as error:
-                reason = shorten(str(error), 200)
-                mend = f"part {name} does not fit this preset ({reason}): choose the one that they were made with"
-                raise CheckpointError(f"{path}: {mend}") from None
+                raise _misfit(path, name, shorten(str(error), 200)) from None
     if not loaded:
         raise CheckpointError(f"{path}: holds no part of this model: name a run's weights.safetensors")
     return loaded
@@ -144,6 +142,23 @@ def held_parts(path: str | Path) -> set[str]:
         CheckpointError: a file cannot be read, two hold the same, or they are not of one model.
     """
     return {key.partition(".")[0] for key in _holders(Path(path))}
+
+
+def refuse_other_sizes(path: str | Path, *owners: nn.Module) -> None:
+    """CheckpointError if, by the files' headers, a part would not fit its owner by `load_parts`; else raises as
+    `held_parts` does. Owners on PyTorch's meta device take no memory."""
+    expected = {key: tuple(value.shape) for owner in owners for key, value in owner.state_dict().items()}
+    for holder in dict.fromkeys(_holders(Path(path)).values()):
+        with _opened(holder) as file:
+            for key in filter(expected.__contains__, file.keys()):
+                if (found := tuple(file.get_slice(key).get_shape())) != expected[key]:
+                    reason = f"{key} has shape {found} instead of {expected[key]}"
+                    raise _misfit(path, key.partition(".")[0], reason)
+
+
+def _misfit(path: str | Path, part: str, reason: str) -> CheckpointError:
+    mend = "choose the one that they were made with"
+    return CheckpointError(f"{path}: part {part} does not fit this preset ({reason}): {mend}")
 
 
 def _holders(path: Path) -> dict[str, Path]:

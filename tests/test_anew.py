@@ -25,6 +25,8 @@ def test_curves_are_those_that_are_committed(name, folder, capsys):
 def done(monkeypatch, tmp_path):
     """What was called, with which arguments."""
     calls = []
+    (tmp_path / "parts").mkdir()
+    (tmp_path / "parts" / "tiny.json").write_text('{"tables": {"curves": [{"quality": 63}, {"quality": 0}]}}')
     monkeypatch.setattr(anew, "RESULTS", tmp_path)
     monkeypatch.setattr(anew, "committed", lambda *args: [args])
     monkeypatch.setattr(anew.datasets, "check", lambda *args: calls.append(("check", *args)))
@@ -35,7 +37,7 @@ def done(monkeypatch, tmp_path):
     return calls
 
 
-def test_studies_follow_with_as_many_threads_as_before(done, tmp_path):
+def test_studies_follow_with_as_many_threads_as_before_and_as_they_are_committed(done, tmp_path):
     torch.set_num_threads(3)
     kodak, cid22 = tmp_path / "k", tmp_path / "c"
     assert anew.main(["tiny", "--kodak", str(kodak), "--cid22val", str(cid22), "--workers", "2"]) == 0
@@ -45,7 +47,7 @@ def test_studies_follow_with_as_many_threads_as_before(done, tmp_path):
         ("check", "cid22val", cid22),
         ("run", [("tiny", "kodak", None)], kodak, tmp_path / "kodak", "tiny.csv", 2),
         ("run", [("tiny", "cid22val", None)], cid22, tmp_path / "cid22val", "tiny.csv", 2),
-        ("eval.parts", 3, *study, str(tmp_path / "parts" / "tiny.json")),
+        ("eval.parts", 3, *study, str(tmp_path / "parts" / "tiny.json"), "--qualities", "0", "63"),
         ("eval.freezing", 3, *study, str(tmp_path / "freezing" / "tiny.json")),
         ("eval.readme", 3),
     ]

@@ -852,6 +852,7 @@ def test_the_command_trains_resumes_and_says_where_photos_are_missing(folder, tm
     "out, options, told",
     [
         ("new", ["--init", "INIT"], "predictor needs codebook: name by --init"),
+        ("new", ["--init", "WHOLE", "--preset", "base"], "does not fit this preset"),
         ("new", ["--set", "batch=3", "accumulate=2"], "batch=3 cannot be split"),
         ("new", ["--init", "WHOLE", "--set", "mse_weight=1"], "mse_weight is for the baseline stage"),
         ("new", ["--set", "compile=true", "adversarial_weight=1"], "compile does not go with adversarial_weight"),

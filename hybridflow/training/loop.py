@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from hybridflow.ablation import Ablations
-from hybridflow.checkpoint import held_parts, load_parts, save_parts
+from hybridflow.checkpoint import held_parts, load_parts, refuse_other_sizes, save_parts
 from hybridflow.distributed import agreed, mean_over_processes, processes
 from hybridflow.draws import Draws
 from hybridflow.errors import TrainingError
@@ -431,7 +431,7 @@ def check_start(
     Raises:
         TrainingError: the folder holds another run, or none to resume; the batch does not split; settings are at odds;
             or `init` lacks parts that the stage reads.
-        CheckpointError: as `held_parts`.
+        CheckpointError: `init` is of another preset, or as `held_parts`.
         HybridFlowError: the folder cannot be written.
     """
     parts = config.accumulate * accelerator.num_processes
@@ -449,6 +449,10 @@ def check_start(
     there = held_parts(init) if init is not None else set()
     if missing := [name for name in STAGES[stage].reads if name not in there]:
         raise TrainingError(f"{stage} needs {', '.join(missing)}: name by --init what the stages before it left")
+    if init is not None:
+        with torch.device("meta"):
+            model = HybridFlow(preset)
+            refuse_other_sizes(init, model, Ablations(model.preset))
 
 
 def check_folder(out: Path, stage: str, preset: str | Preset, resume: bool) -> None:
